@@ -1,0 +1,88 @@
+"""A model on disk: weights, config and tokenizer, and what a run needs to go on, in one safetensors file.
+
+Nothing in the file can run: it is a JSON header and plain arrays.  A checksum over all of it tells damage from content.
+The fingerprint is of the weights alone, so that two people can tell over the phone whether they hold the same model.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .model import GPT, GPTConfig
+from .tokenizer import from_json
+
+FORMAT = "minigpt 1"
+
+
+class CheckpointError(Exception):
+    """The file is not a usable checkpoint.  The message is one sentence for a person."""
+
+
+class Checkpoint(NamedTuple):
+    model: GPT
+    tokenizer: object
+    run: dict           # what a run needs to go on (see trainer.py); empty for a bare model
+    arrays: dict        # name -> array: the arrays of that run
+
+
+def fingerprint(model):
+    """SHA-256, in hexadecimal, over the names, shapes and bytes of the weights."""
+    return _digest({name: parameter.data for name, parameter in model.parameters().items()})
+
+
+def _digest(arrays, text=""):
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        sha.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return sha.hexdigest()
+
+
+def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
+    """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
+    tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
+    tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
+    description = json.dumps({"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(),
+                              "run": run or {}})
+    data = save(tensors, {"minigpt": description, "checksum": _digest(tensors, description)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path):
+    """Read a Checkpoint.  CheckpointError says what is wrong with a file that is missing, foreign or damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if "minigpt" not in metadata:
+                raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of minigpt")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no model at {path}: train one with train_shakespeare.py, or name another") from None
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole safetensors file"
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    if metadata.get("checksum") != _digest(tensors, metadata["minigpt"]):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+    description = json.loads(metadata["minigpt"])
+    if description["format"] != FORMAT:
+        raise CheckpointError(f"{path} has the format {description['format']!r}, but this program reads {FORMAT!r}")
+    model = GPT(GPTConfig(**description["config"]), seed=None)
+    for name, parameter in model.parameters().items():
+        parameter.data[...] = tensors.pop(f"weights.{name}")
+    arrays = {name.removeprefix("run."): np.array(array) for name, array in tensors.items()}
+    return Checkpoint(model, from_json(description["tokenizer"]), description["run"], arrays)

@@ -1,0 +1,150 @@
+"""Causal self-attention [Vaswani et al. 2017]: two matrix products with a softmax between, for each sequence and head.
+
+Rows are taken BLOCK at a time, and a block looks only at the keys up to its last row.  Keys after a row's own position
+weigh exactly zero, and fma(0, v, s) = s: so a row has the same bits whichever block it stands in, and `attend_one`,
+which never sees those keys, arrives at the same ones.  (A zero's sign is the one thing such a term can change; adding
++0.0 at the end makes every zero positive.)
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .lanes import LANES, exp, fma, keep_first, lane_sum, load, load_part, splat, store
+from .matmul import product
+from .rows import ONE, ZERO, softmax_row
+
+BLOCK = 24       # rows: a multiple of both tile heights
+
+
+@njit
+def _head(x, sequence, head, T, D):
+    """The rows (T, D) of one head of one sequence in x (B * T, H * D)."""
+    return x[sequence * T:(sequence + 1) * T, head * D:(head + 1) * D]
+
+
+@njit
+def _transposed(x):
+    """A contiguous copy of x.T, with whole lanes to a row."""
+    T, D = x.shape
+    columns = np.empty((D, _whole_lanes(T)), np.float32)
+    for t in range(T):
+        for d in range(D):
+            columns[d, t] = x[t, d]
+    return columns
+
+
+@njit
+def _whole_lanes(count):
+    return (count + LANES - 1) // LANES * LANES
+
+
+@njit(parallel=True, cache=True)
+def attention_forward(q, k, v, heads, T, scale, out, peak, total):
+    """out = softmax(scale * q @ k.T, each row over its own and earlier positions) @ v, for each head of each sequence.
+
+    q, k, v, out (B * T, H * D); peak and total (B * H, T) keep each row's largest score and its sum of e^(score - peak).
+    """
+    D = q.shape[1] // heads
+    for pair in prange(q.shape[0] // T * heads):
+        s, h = pair // heads, pair % heads
+        _attend(_head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D), scale, _head(out, s, h, T, D),
+                peak[pair], total[pair])
+
+
+@njit
+def _attend(q, k, v, scale, out, peak, total):
+    T, D = q.shape
+    keys = _transposed(k)
+    width = keys.shape[1]
+    scores = np.empty((BLOCK, width), np.float32)
+    for i in range(0, T, BLOCK):
+        rows = min(BLOCK, T - i)
+        seen = i + rows
+        product(q[i:seen], keys[:, :seen], scores[:rows, :seen], False)
+        for r in range(rows):
+            peak[i + r], total[i + r] = softmax_row(scores, r * width, i + r + 1, seen, scale)
+        product(scores[:rows, :seen], v[:seen], out[i:seen], False)
+        for r in range(rows):
+            for d in range(D):
+                out[i + r, d] = (out[i + r, d] + ZERO) / total[i + r]
+
+
+# With P = softmax(S), S = scale * q k^T and out = P v:
+#   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
+# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  P is made again from peak and total: cheaper than to keep.
+@njit(parallel=True, cache=True)
+def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
+    """Write dq, dk and dv (B * T, H * D)."""
+    D = q.shape[1] // heads
+    for pair in prange(q.shape[0] // T * heads):
+        s, h = pair // heads, pair % heads
+        _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D),
+                         _head(out, s, h, T, D), peak[pair], total[pair], scale,
+                         _head(dq, s, h, T, D), _head(dk, s, h, T, D), _head(dv, s, h, T, D))
+
+
+@njit
+def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
+    T, D = q.shape
+    keys, values = _transposed(k), _transposed(v)
+    width = keys.shape[1]
+    P, dP = np.empty((BLOCK, width), np.float32), np.empty((BLOCK, width), np.float32)
+    dk[:], dv[:] = ZERO, ZERO
+    for i in range(0, T, BLOCK):
+        rows = min(BLOCK, T - i)
+        seen = i + rows
+        product(q[i:seen], keys[:, :seen], P[:rows, :seen], False)
+        product(dout[i:seen], values[:, :seen], dP[:rows, :seen], False)
+        for r in range(rows):
+            dot = _dot(dout, out, i + r)
+            for j in range(0, _whole_lanes(seen), LANES):
+                at = r * width + j
+                p = exp(load(P, at) * splat(scale) - splat(peak[i + r])) * splat(ONE / total[i + r])
+                p = keep_first(p, i + r + 1 - j, ZERO)
+                store(P, at, p)
+                store(dP, at, keep_first(p * (load(dP, at) - splat(dot)) * splat(scale), i + r + 1 - j, ZERO))
+        product(dP[:rows, :seen], k[:seen], dq[i:seen], False)
+        product(dP[:rows, :seen].T, q[i:seen], dk[:seen], True)
+        product(P[:rows, :seen].T, dout[i:seen], dv[:seen], True)
+
+
+@njit
+def _dot(x, y, row):
+    """The sum of x[row] * y[row], for views whose rows are contiguous."""
+    total = splat(ZERO)
+    D, at_x, at_y = x.shape[1], row * (x.strides[0] // 4), row * (y.strides[0] // 4)
+    for d in range(0, D, LANES):
+        total = fma(load_part(x, at_x + d, D - d, ZERO), load_part(y, at_y + d, D - d, ZERO), total)
+    return lane_sum(total)
+
+
+@njit(parallel=True, cache=True)
+def attend_one(q, k, v, keys, values, position, scale, out):
+    """Attention for one more token a sequence: the row `position` of `attention_forward`, bit for bit.
+
+    q, k, v, out (S, H * D).  keys (S, H, D, whole lanes >= block) and values (S, H, block, D) hold the tokens before it;
+    this one's k and v are added to them.
+    """
+    S, H, D, _ = keys.shape
+    for pair in prange(S * H):
+        _attend_one(q, k, v, keys, values, pair // H, pair % H, position, scale, out)
+
+
+@njit
+def _attend_one(q, k, v, keys, values, s, h, position, scale, out):
+    _, _, D, width = keys.shape
+    for d in range(D):
+        keys[s, h, d, position] = k[s, h * D + d]
+        values[s, h, position, d] = v[s, h * D + d]
+    count = position + 1
+    weights = np.empty(width, np.float32)
+    at = (s * keys.shape[1] + h) * D * width
+    for j in range(0, count, LANES):
+        score = splat(ZERO)
+        for d in range(D):
+            score = fma(splat(q[s, h * D + d]), load(keys, at + d * width + j), score)
+        store(weights, j, score)
+    _, total = softmax_row(weights, 0, count, count, scale)
+    product(weights[:count].reshape(1, count), values[s, h, :count], out[s:s + 1, h * D:(h + 1) * D], False)
+    for d in range(D):
+        out[s, h * D + d] = (out[s, h * D + d] + ZERO) / total

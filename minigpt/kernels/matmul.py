@@ -1,0 +1,168 @@
+"""Matrix product in a fixed order, at the speed of the machine.
+
+    out[i, j] = fma(a[i, K-1], b[K-1, j], ... fma(a[i, 1], b[1, j], fma(a[i, 0], b[0, j], 0)))
+
+That line is the whole contract: one chain of fused multiply-adds for each output element, k ascending.  It names no
+other row or column, so an element has the same bits whatever is computed beside it.  All else here is about speed, and
+moves whole chains around without touching the inside of one:
+
+       b     k0..k1 x 32 columns, copied to a `panel` that stays in the fastest cache
+             ┌──┐
+             │  │            a tile of ROWS x WIDTH outputs stays in registers while k runs over the panel;
+       a     │  │            the next stretch of k takes the tile up again where the last one left it
+      ┌────┐ └──┘
+      ├────┤  ▓▓   tile
+      └────┘  ░░
+
+The tile's shape follows the processor's registers: 8 x 32 floats where there are 32 registers of 16, otherwise 6 x 16.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import get_num_threads, njit, prange, types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from .lanes import LANES, broadcast, fused, load, store
+
+_, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
+ROWS, VECTORS = (8, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 1)
+WIDTH = VECTORS * LANES      # columns of a tile
+DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 32 KiB at most
+FLOAT = 4                    # bytes
+
+
+def _make_tile(rows):
+    """The innermost loop: c (rows, WIDTH) = or += a (rows, depth) @ b (depth, WIDTH), with c held in registers.
+
+    a, b and c are addresses and the strides are in bytes, so that this is compiled once, whatever the arrays are.
+    """
+    vector = ir.VectorType(ir.FloatType(), LANES)
+
+    @intrinsic
+    def tile(typing, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
+        def generate(context, builder, sig, args):
+            a, a_row, a_step, b, b_step, c, c_row, depth, accumulate = args
+
+            def address(base, stride, count, offset, element):
+                place = builder.add(base, builder.mul(stride, stride.type(count) if isinstance(count, int) else count))
+                return builder.inttoptr(builder.add(place, place.type(offset)), ir.PointerType(element))
+
+            def unaligned(memory_operation):
+                memory_operation.align = FLOAT
+                return memory_operation
+
+            tiles = [(r, v) for r in range(rows) for v in range(VECTORS)]
+            outputs = {(r, v): address(c, c_row, r, v * LANES * FLOAT, vector) for r, v in tiles}
+            sums = {t: cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for t in tiles}
+            with builder.if_then(accumulate):
+                for t in tiles:
+                    builder.store(unaligned(builder.load(outputs[t])), sums[t])
+            with cgutils.for_range(builder, depth) as loop:
+                b_lanes = [unaligned(builder.load(address(b, b_step, loop.index, v * LANES * FLOAT, vector)))
+                           for v in range(VECTORS)]
+                a_column = builder.add(a, builder.mul(a_step, loop.index))
+                a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
+                           for r in range(rows)]
+                for r, v in tiles:
+                    builder.store(fused(builder, a_lanes[r], b_lanes[v], builder.load(sums[r, v])), sums[r, v])
+            for t in tiles:
+                unaligned(builder.store(builder.load(sums[t]), outputs[t]))
+            return context.get_dummy_value()
+        return types.void(*[types.intp] * 8, types.boolean), generate
+
+    @njit
+    def compiled(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
+        tile(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate)
+    return compiled
+
+
+_tile = _make_tile(ROWS)
+_tile_of_one_row = _make_tile(1)
+
+
+@njit
+def _pack(b, panel):
+    """Copy b (depth, columns <= WIDTH) to rows of WIDTH floats, zeros behind the last column."""
+    depth, columns = b.shape
+    for j in range(columns):
+        for k in range(depth):
+            panel[k * WIDTH + j] = b[k, j]
+    for j in range(columns, WIDTH):
+        for k in range(depth):
+            panel[k * WIDTH + j] = np.float32(0)
+
+
+@njit
+def _copy(source, target):
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            target[i, j] = source[i, j]
+
+
+@njit
+def _pack_rows(b, panel):
+    """The same where a row of b (depth, WIDTH) is contiguous."""
+    row = b.strides[0] // FLOAT
+    for k in range(b.shape[0]):
+        for v in range(0, WIDTH, LANES):
+            store(panel, k * WIDTH + v, load(b, k * row + v))
+
+
+@njit
+def product(a, b, out, accumulate):
+    """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
+    (N, K), M = a.shape, b.shape[1]
+    panel = np.empty(DEPTH * WIDTH, np.float32)
+    edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
+    for k0 in range(0, max(K, 1), DEPTH):
+        depth = min(DEPTH, K - k0)
+        resume = accumulate or k0 > 0
+        for j0 in range(0, M, WIDTH):
+            columns = min(WIDTH, M - j0)
+            stretch = b[k0:k0 + depth, j0:j0 + columns]
+            rows_are_contiguous = columns == WIDTH and stretch.strides[1] == FLOAT
+            source, source_row = panel.ctypes.data, WIDTH * FLOAT
+            if rows_are_contiguous and N < 2 * ROWS:        # too few rows to pay for a copy
+                source, source_row = stretch.ctypes.data, stretch.strides[0]
+            elif rows_are_contiguous:
+                _pack_rows(stretch, panel)
+            else:
+                _pack(stretch, panel)
+            i = 0
+            while i < N:
+                rows = ROWS if i + ROWS <= N else 1
+                left = a.ctypes.data + i * a.strides[0] + k0 * a.strides[1]
+                target, target_row = out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0]
+                if columns < WIDTH:
+                    _copy(out[i:i + rows, j0:j0 + columns], edge[:rows, :columns])
+                    target, target_row = edge.ctypes.data, WIDTH * FLOAT
+                if rows == ROWS:
+                    _tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
+                else:
+                    _tile_of_one_row(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
+                if columns < WIDTH:
+                    _copy(edge[:rows, :columns], out[i:i + rows, j0:j0 + columns])
+                i += rows
+
+
+_matrix = types.Array(types.float32, 2, "A")     # any strides, so that one compilation serves all layouts
+
+
+@njit(types.void(_matrix, _matrix, _matrix, types.boolean, types.intp), parallel=True, cache=True)
+def _matmul(a, b, out, accumulate, threads):
+    N, M = out.shape
+    row_tiles, column_tiles = (N + ROWS - 1) // ROWS, (M + WIDTH - 1) // WIDTH
+    by_rows = row_tiles >= threads          # a task is a block of rows where there are enough, else a block of columns
+    height = (row_tiles + threads - 1) // threads * ROWS if by_rows else N
+    width = M if by_rows else (column_tiles + threads - 1) // threads * WIDTH
+    for task in prange(threads):
+        i, j = (task * height, 0) if by_rows else (0, task * width)
+        product(a[i:i + height, :], b[:, j:j + width], out[i:i + height, j:j + width], accumulate)
+
+
+def matmul(a, b, out, accumulate=False):
+    """out (N, M) = a (N, K) @ b (K, M), or out += a @ b; a and b may be transposed views.  Returns out."""
+    _matmul(a, b, out, accumulate, get_num_threads())
+    return out

@@ -1,0 +1,192 @@
+"""The whole network, top to bottom.
+
+    ids (B, T) ──▶ token embedding (+ learned positions) ──▶ n_layer blocks ──▶ norm ──▶ head ──▶ logits (B, T, V)
+
+    block, norm first:   x = x + attention(norm(x)),   x = x + feed_forward(norm(x))
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .layers import (Attention, Cache, CrossEntropy, Dropout, Embedding, FeedForward, Layer, LayerNorm, Linear, Residual,
+                     RMSNorm, Rotary, TiedHead)
+
+CHOICES = {
+    "position": ("rotary", "learned"),
+    "norm": ("layer", "rms"),
+    "norm_order": ("first", "last"),
+    "activation": ("relu2", "gelu", "relu"),
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int = 256         # V: how many tokens there are
+    block_size: int = 64          # most tokens in a window
+    n_layer: int = 4              # blocks
+    n_head: int = 4               # H: heads in each attention
+    n_embd: int = 128             # C: channels of the residual stream; a head has D = C / H
+    position: str = "rotary"      # how a token knows its place: rotary or learned
+    norm: str = "rms"             # layer or rms
+    norm_order: str = "first"     # first: before each sublayer; last: after the sum, as in the original Transformer
+    activation: str = "relu2"     # relu2 (squared ReLU), gelu or relu
+    qk_norm: bool = True          # normalise queries and keys
+    bias: bool = False            # in the linear layers and layer norms
+    tied: bool = False            # the head's weight is the token embedding
+    dropout: float = 0.0          # probability, in the residual branches and after the embedding
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
+        for name in ("qk_norm", "bias", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, but is {self.dropout!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"rotary positions turn pairs of channels, but a head has {self.n_embd // self.n_head}")
+
+
+class Block(Layer):
+    """Attention, then the feed-forward pair, each with a way around it."""
+
+    def __init__(self, config, rotary, name):
+        super().__init__()
+        C = config.n_embd
+        std, std_out = 0.5 / C ** 0.5, 0.5 / (C ** 0.5 * config.n_layer ** 0.5)
+
+        def residual(sublayer, part):
+            norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
+            return Residual(sublayer, norm, config.norm_order == "first", Dropout(config.dropout, f"dropout {name}.{part}"))
+
+        self.attention = residual(Attention(config, rotary, std, std_out), "attention")
+        self.feed_forward = residual(FeedForward(config, std, std_out / 2), "feed_forward")
+
+    def forward(self, x, draw, T, cache=None, layer=0):
+        x = self.attention.forward(x, draw, partial(self.attention.sublayer.forward, T=T, cache=cache, layer=layer))
+        return self.feed_forward.forward(x, draw, self.feed_forward.sublayer.forward)
+
+    def backward(self, dy):
+        return self.attention.backward(self.feed_forward.backward(dy))
+
+    def step(self, x, cache, layer):
+        x = self.attention.forward(x, None, partial(self.attention.sublayer.step, cache=cache, layer=layer))
+        return self.feed_forward.forward(x, None, self.feed_forward.sublayer.forward)
+
+
+class GPT(Layer):
+    """A GPT with initial weights from `seed`, or (None) with none that are worth anything yet.
+
+    The same config, seed and calls give the same bits on every machine, with any number of threads.
+    """
+
+    def __init__(self, config, seed=0):
+        super().__init__()
+        C, D = config.n_embd, config.n_embd // config.n_head
+        self.config = config
+        self.tokens = Embedding(config.vocab_size, C, 0.02 if config.tied else 0.5)
+        self.positions = Embedding(config.block_size, C, 0.02 if config.tied else 0.1) if config.position == "learned" else None
+        self._dropout = Dropout(config.dropout, "dropout embedding")
+        rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
+        self.blocks = [Block(config, rotary, f"blocks.{i}") for i in range(config.n_layer)]
+        norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
+        self.norm = norm if config.norm_order == "first" else None       # norm last has just normalised
+        self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
+        self._loss = CrossEntropy()
+        if seed is not None:
+            for name, parameter in self.parameters().items():
+                parameter.initialise(seed, name)
+
+    def forward(self, ids, draw=None, cache=None):
+        """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t say what follows ids[:, : t + 1].
+
+        draw (seed, step) turns dropout on.  A cache from `new_cache` receives the windows, so that `step` can go on.
+        ValueError where an id or a shape is out of range.
+        """
+        B, T = self._check(ids, 2)
+        logits = self._logits(ids, draw, cache)
+        if cache is not None:
+            cache.position = T
+        return logits.reshape(B, T, -1).copy()
+
+    def _check(self, ids, dimensions):
+        if ids.ndim != dimensions or ids.size == 0:
+            raise ValueError(f"ids must have {dimensions} dimensions, none of them 0, but have shape {ids.shape}")
+        if ids.shape[-1] > self.config.block_size and dimensions == 2:
+            raise ValueError(f"a window of {ids.shape[-1]} tokens is longer than block_size, {self.config.block_size}")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ValueError(f"ids must lie in 0 .. {self.config.vocab_size - 1}, but reach from {ids.min()} to {ids.max()}")
+        return ids.shape
+
+    def _logits(self, ids, draw, cache=None):
+        B, T = ids.shape
+        x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
+        if self.positions:
+            x += self.positions.forward(np.tile(np.arange(T), B))
+        x = self._dropout.forward(x, draw)
+        for layer, block in enumerate(self.blocks):
+            x = block.forward(x, draw, T, cache, layer)
+        if self.norm:
+            x = self.norm.forward(x)
+        return self.head.forward(x)                                             # (N, V)
+
+    def loss(self, ids, targets, draw=None):
+        """Mean cross-entropy, in nats per token, of targets (B, T) given the windows ids (B, T).
+
+        Afterwards `losses` (B, T) holds each token's own.
+        """
+        B, T = self._check(ids, 2)
+        if targets.shape != ids.shape:
+            raise ValueError(f"targets have shape {targets.shape}, but ids have {ids.shape}")
+        self._check(targets, 2)
+        loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
+        self.losses = self._loss.losses.reshape(B, T)
+        return loss
+
+    # The lines of _logits from the last to the first.
+    def backward(self):
+        """Set every parameter's grad to the derivative of the last `loss`."""
+        for parameter in self.parameters().values():
+            parameter.grad.fill(0)
+        dx = self.head.backward(self._loss.backward())
+        if self.norm:
+            dx = self.norm.backward(dx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx)
+        dx = self._dropout.backward(dx)
+        if self.positions:
+            self.positions.backward(dx)
+        self.tokens.backward(dx)
+
+    def new_cache(self, sequences):
+        """Room for the keys and values of `sequences` sequences that advance in lockstep."""
+        c = self.config
+        return Cache(c.n_layer, c.n_head, c.n_embd // c.n_head, c.block_size, sequences)
+
+    def step(self, ids, cache):
+        """Logits (S, V) after one more token ids (S,) of each sequence: bit for bit those of the whole window.
+
+        ValueError where the cache already holds block_size tokens.
+        """
+        if self._check(ids, 1) != (cache.sequences,):
+            raise ValueError(f"the cache holds {cache.sequences} sequences, but ids have shape {ids.shape}")
+        if cache.position >= self.config.block_size:
+            raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
+        x = self.tokens.forward(ids.astype(np.int64))                           # (S, C)
+        if self.positions:
+            x += self.positions.weight.data[cache.position]
+        for layer, block in enumerate(self.blocks):
+            x = block.step(x, cache, layer)
+        if self.norm:
+            x = self.norm.forward(x)
+        cache.position += 1
+        return self.head.forward(x).copy()

@@ -1,0 +1,68 @@
+"""Text to token ids and back: bytes, outside which there is no text, or the characters of one text."""
+
+import numpy as np
+
+
+class ByteTokenizer:
+    """A token is a byte: 256 of them, for any text in any language and any file."""
+
+    vocab_size = 256
+
+    def encode(self, text):
+        """ids (n,) int64 of a str (as UTF-8) or bytes."""
+        return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64)
+
+    def decode_bytes(self, ids):
+        return np.asarray(ids, np.uint8).tobytes()
+
+    def decode(self, ids):
+        """The str of ids; bytes that are not UTF-8 come out as U+FFFD."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def to_json(self):
+        return {"kind": "bytes"}
+
+
+class CharTokenizer:
+    """A token is a character, numbered in the sorted order of the characters of one text."""
+
+    def __init__(self, characters):
+        """characters: a str of all of them; order and repetition do not matter.  ValueError where there are none."""
+        self.itos = sorted(set(characters))
+        if not self.itos:
+            raise ValueError("there are no characters in an empty text")
+        self.stoi = {character: i for i, character in enumerate(self.itos)}
+        self.vocab_size = len(self.itos)
+
+    def encode(self, text):
+        """ids (n,) int64 of a str or UTF-8 bytes.  ValueError for a character that is not among the known ones."""
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"the text is not UTF-8 (byte {error.start}): use the byte tokenizer") from None
+        try:
+            return np.array([self.stoi[character] for character in text], np.int64)
+        except KeyError as error:
+            unknown = error.args[0]
+            raise ValueError(f"the character {unknown!r} at position {text.index(unknown)} is not one of the "
+                             f"{self.vocab_size} that this tokenizer knows") from None
+
+    def decode(self, ids):
+        return "".join(self.itos[i] for i in ids)
+
+    def decode_bytes(self, ids):
+        return self.decode(ids).encode()
+
+    def to_json(self):
+        return {"kind": "characters", "characters": "".join(self.itos)}
+
+
+def from_json(description):
+    """The tokenizer that `to_json` described.  ValueError for anything else."""
+    match description:
+        case {"kind": "bytes"}:
+            return ByteTokenizer()
+        case {"kind": "characters", "characters": str(characters)}:
+            return CharTokenizer(characters)
+    raise ValueError(f"unknown tokenizer {description!r}")

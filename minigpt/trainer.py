@@ -1,0 +1,215 @@
+"""The training loop: random windows, a step, now and then a validation and a checkpoint.
+
+All randomness is addressed by (seed, purpose, step), and the optimiser's state is in the checkpoint: a run that was
+interrupted and resumed ends with the same bits as one that was not.
+"""
+
+import hashlib
+import math
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import rng
+from .checkpoint import load_checkpoint, save_checkpoint
+from .corpus import split
+from .layers import Draw
+from .model import GPT
+from .optimizer import Optimizer, OptimizerConfig
+
+FILE = "model.safetensors"
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on.  The message is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 2000             # optimiser steps
+    batch_size: int = 12          # windows a step
+    seed: int = 1                 # of the initial weights, the windows and the dropout
+    validate_every: int = 500     # steps between validations; 0: only at the end
+    save_every: int = 500         # steps between checkpoints; 0: only at the end
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2 ** 63:
+                raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
+
+
+class Trainer:
+    """A model on its way: `run` trains to the end, or to Ctrl-C, and leaves a checkpoint in the folder `out`.
+
+    text (bytes) is cut into 90 % to train and 10 % to validate.  TrainingError where it is too short for one window.
+    """
+
+    def __init__(self, model, tokenizer, text, config, optimizer_config, out):
+        self.model, self.tokenizer, self.config, self.out = model, tokenizer, config, Path(out)
+        self.text_sha256 = hashlib.sha256(text).hexdigest()
+        self.train_ids, self.validation_ids = split(tokenizer.encode(text).astype(np.int32))
+        if len(self.train_ids) < model.config.block_size + 1 or len(self.validation_ids) < 2:
+            raise TrainingError(f"the text has {len(text):,} bytes, too few to train on windows of "
+                                f"{model.config.block_size} tokens and to validate on the rest")
+        self.optimizer = Optimizer(model, optimizer_config, config.steps)
+        self.losses = np.zeros(config.steps, np.float32)        # nats per token, of each step's batch
+        self.validations = []                                   # (step, nats per token)
+
+    @property
+    def step_count(self):
+        return self.optimizer.step_count
+
+    @property
+    def path(self):
+        return self.out / FILE
+
+    # --- one step, and how good the model is ---
+
+    def batch(self, step):
+        """Windows (B, T + 1) of the training text: what step number `step` learns from."""
+        T = self.model.config.block_size
+        starts = rng.integers(self.config.seed, "batch", step, self.config.batch_size, len(self.train_ids) - T)
+        return self.train_ids[starts[:, None] + np.arange(T + 1)]
+
+    def step(self):
+        """Train on one batch; returns its loss in nats per token.  TrainingError if that is not a finite number."""
+        step = self.step_count
+        windows = self.batch(step)
+        loss = self.model.loss(windows[:, :-1], windows[:, 1:], Draw(self.config.seed, step))
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss of step {step + 1} is {loss}: try a lower learning rate; the last checkpoint is kept")
+        self.model.backward()
+        self.optimizer.step()
+        self.losses[step] = loss
+        return loss
+
+    def validate(self, windows_at_a_time=64):
+        """Mean cross-entropy, in nats per token, over the whole validation text, in windows side by side."""
+        ids, T = self.validation_ids, self.model.config.block_size
+        whole = (len(ids) - 1) // T
+        inputs, targets = ids[:whole * T].reshape(whole, T), ids[1:whole * T + 1].reshape(whole, T)
+        total = 0.0
+        for i in tqdm(range(0, whole, windows_at_a_time), "validating", leave=False, delay=2):
+            x, y = inputs[i:i + windows_at_a_time], targets[i:i + windows_at_a_time]
+            total += self.model.loss(x, y) * y.size
+        rest = len(ids) - 1 - whole * T
+        if rest:
+            total += self.model.loss(ids[None, whole * T:-1], ids[None, whole * T + 1:]) * rest
+        return total / (len(ids) - 1)
+
+    # --- the loop ---
+
+    def run(self):
+        """Train until the last step or Ctrl-C, and save.  Returns the seconds it took, and whether it got to the end."""
+        config, start, begun = self.config, time.perf_counter(), self.step_count
+        tokens = config.batch_size * self.model.config.block_size
+        with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
+            while self.step_count < config.steps and not interrupted.is_set():
+                loss = self.step()
+                bar.set_postfix_str(f"loss {self._recent_loss():.3f}, "
+                                    f"{(self.step_count - begun) * tokens / (time.perf_counter() - start):,.0f} tokens/s",
+                                    refresh=False)
+                bar.update()
+                if self._due(config.validate_every):
+                    self._record_validation(bar)
+                if self._due(config.save_every):
+                    self.save()
+            if self.step_count == config.steps and (not self.validations or self.validations[-1][0] < config.steps):
+                self._record_validation(bar)
+            self.save()
+        return time.perf_counter() - start, self.step_count == config.steps
+
+    def _due(self, every):
+        return every and self.step_count % every == 0 and self.step_count < self.config.steps
+
+    def _recent_loss(self, steps=50):
+        recent = self.losses[max(0, self.step_count - steps):self.step_count]
+        return float(recent.sum()) / len(recent)
+
+    def _record_validation(self, bar):
+        self.validations.append((self.step_count, self.validate()))
+        bar.write(f"step {self.step_count:,}: training {self._recent_loss():.4f}, "
+                  f"validation {self.validations[-1][1]:.4f} nats per token")
+
+    # --- to disk and back ---
+
+    def save(self):
+        run = {"train": asdict(self.config), "optimizer": asdict(self.optimizer.config), "step": self.step_count,
+               "validations": self.validations, "text_sha256": self.text_sha256}
+        arrays = {**self.optimizer.state, "losses": self.losses[:self.step_count]}
+        save_checkpoint(self.path, self.model, self.tokenizer, run, arrays)
+        self._draw_curve()
+
+    @classmethod
+    def resume(cls, out, text):
+        """The run whose checkpoint lies in `out`, where it stopped.  CheckpointError, or TrainingError for another text."""
+        checkpoint = load_checkpoint(Path(out) / FILE)
+        run = checkpoint.run
+        if not run:
+            raise TrainingError(f"{Path(out) / FILE} is a bare model, without the state of a run to go on with")
+        trainer = cls(checkpoint.model, checkpoint.tokenizer, text, TrainConfig(**run["train"]),
+                      OptimizerConfig(**run["optimizer"]), out)
+        if trainer.text_sha256 != run["text_sha256"]:
+            raise TrainingError(f"{trainer.path} was trained on another text (SHA-256 {run['text_sha256'][:8]}..., "
+                                f"this one {trainer.text_sha256[:8]}...): pass --data with the same file")
+        trainer.optimizer.step_count = run["step"]
+        trainer.validations = [tuple(v) for v in run["validations"]]
+        losses = checkpoint.arrays.pop("losses")
+        trainer.losses[:len(losses)] = losses
+        trainer.optimizer.state = checkpoint.arrays
+        return trainer
+
+    def _draw_curve(self):
+        """loss.png in the output folder, where matplotlib is installed."""
+        try:
+            import matplotlib
+        except ImportError:
+            return
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+        figure, axes = pyplot.subplots(figsize=(8, 4.5))
+        steps = np.arange(1, self.step_count + 1)
+        axes.plot(steps, self.losses[:self.step_count], color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
+        width = min(50, len(steps))
+        if width:
+            smooth = np.convolve(self.losses[:self.step_count], np.ones(width) / width, "valid")
+            axes.plot(steps[width - 1:], smooth, color="tab:blue", label=f"training, mean of {width} steps")
+        if self.validations:
+            axes.plot(*zip(*self.validations), "o-", color="tab:orange", label="validation, whole split")
+        axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        part = self.out / f"loss.{os.getpid()}.part.png"
+        figure.savefig(part, dpi=120, bbox_inches="tight")
+        pyplot.close(figure)
+        os.replace(part, self.out / "loss.png")
+
+
+@contextmanager
+def _interruptible():
+    """An event that the first Ctrl-C (or SIGTERM) sets, so that a step can end; the second one interrupts as usual."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted                       # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number, frame):
+        interrupted.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,146 @@
+"""Train a GPT on Shakespeare.
+
+    python train_shakespeare.py --preset quick      a first look, in seconds
+    python train_shakespeare.py                     4 layers, width 128, 2,000 steps
+    python train_shakespeare.py --preset large      6 layers, width 192: the best of about half an hour on 2 cores
+"""
+
+import argparse
+import inspect
+import math
+import re
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+from minigpt import corpus
+from minigpt.checkpoint import CheckpointError, fingerprint
+from minigpt.model import CHOICES, GPT, GPTConfig
+from minigpt.optimizer import OptimizerConfig
+from minigpt.sampling import stream
+from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+from minigpt.trainer import FILE, Trainer, TrainConfig, TrainingError
+
+PRESETS = {
+    "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
+    "default": (GPTConfig(), OptimizerConfig(), TrainConfig()),
+    "large": (GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=192, dropout=0.15), OptimizerConfig(),
+              TrainConfig(steps=5000)),
+}
+SAMPLES = [
+    ("HAMLET: To be or not to be", 0.5, 10),
+    ("JULIET: Romeo, Romeo", 0.8, 20),
+    ("KING: What news", 1.2, 30),
+]
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    try:
+        text = corpus.load(options.data, options.corpus)
+        print(f"text: {text.name}, {len(text.data):,} bytes")
+        trainer = Trainer.resume(options.out, text.data) if options.resume else start(options, text.data)
+        describe(trainer)
+        seconds, done = trainer.run()
+    except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, OSError) as error:
+        sys.exit(f"train_shakespeare: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped without saving this step; if there is a checkpoint in {options.out}, --resume goes on from it")
+    if not done:
+        data = f" --data {options.data}" if options.data else ""
+        print(f"stopped after step {trainer.step_count:,}; to go on: "
+              f"python {sys.argv[0]} --resume --out {options.out}{data}")
+        sys.exit(130)
+    summarise(trainer, seconds)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="what the options below start from")
+    parser.add_argument("--data", metavar="FILE", help="train on this text")
+    parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
+    parser.add_argument("--tokenizer", choices=("bytes", "characters"), default="bytes", help="what a token is")
+    parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, under its own options")
+    parser.add_argument("-f", "--force", action="store_true", help="begin anew although DIR holds a run already")
+    for config in (GPTConfig, OptimizerConfig, TrainConfig):
+        add_fields(parser.add_argument_group(config.__name__), config)
+    options = parser.parse_args(arguments)
+    given = [f"--{name}" for name, value in vars(options).items()
+             if name in CONFIG_FIELDS and value is not None] + ["--preset"] * (options.preset != "default")
+    if options.resume and given:
+        parser.error(f"--resume goes on under the run's own options: leave out {', '.join(given)}")
+    return options
+
+
+CONFIG_FIELDS = {field.name for config in (GPTConfig, OptimizerConfig, TrainConfig) for field in fields(config)}
+
+
+def add_fields(group, config):
+    """An option for each field of the dataclass; its help is the comment beside the field."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(config), re.MULTILINE))
+    for field in fields(config):
+        if field.name == "vocab_size":
+            continue                                    # follows from the tokenizer
+        kind = {"type": boolean, "metavar": "yes|no"} if field.type is bool else {"type": field.type}
+        if field.name in CHOICES:
+            kind = {"choices": CHOICES[field.name]}
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=comments[field.name], **kind)
+
+
+def boolean(word):
+    if word not in ("yes", "no"):
+        raise argparse.ArgumentTypeError("yes or no")
+    return word == "yes"
+
+
+def start(options, text):
+    """A new run, from the preset and what the command line changes in it."""
+    path = Path(options.out) / FILE
+    if path.exists() and not options.force:
+        raise TrainingError(f"{path} exists: --resume goes on with it, --force begins anew in its place, "
+                            "--out DIR keeps it")
+    model_config, optimizer_config, train_config = (
+        replace(config, **{field.name: getattr(options, field.name) for field in fields(config)
+                           if getattr(options, field.name, None) is not None}) for config in PRESETS[options.preset])
+    tokenizer = ByteTokenizer()
+    if options.tokenizer == "characters":
+        try:
+            tokenizer = CharTokenizer(text.decode())
+        except UnicodeDecodeError:
+            raise TrainingError("the text is not UTF-8, so it has no characters: leave out --tokenizer characters") from None
+    model = GPT(replace(model_config, vocab_size=tokenizer.vocab_size), train_config.seed)
+    return Trainer(model, tokenizer, text, train_config, optimizer_config, options.out)
+
+
+def describe(trainer):
+    model, train = trainer.model.config, trainer.config
+    count = sum(parameter.data.size for parameter in trainer.model.parameters().values())
+    print(f"model: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, windows of {model.block_size}, "
+          f"{model.vocab_size} tokens: {count:,} parameters")
+    print(f"run: {train.steps:,} steps of {train.batch_size} windows, "
+          f"{len(trainer.train_ids):,} tokens to train, {len(trainer.validation_ids):,} to validate", flush=True)
+
+
+def summarise(trainer, seconds):
+    nats = trainer.validations[-1][1]
+    characters = len(trainer.tokenizer.decode(trainer.validation_ids[1:])) / (len(trainer.validation_ids) - 1)
+    tokens = trainer.config.batch_size * trainer.model.config.block_size * trainer.config.steps
+    print(f"\nvalidation loss   {nats:.4f} nats per token"
+          f"\n                  {nats / math.log(2) / characters:.4f} bits per character"
+          f"\nperplexity        {math.exp(nats):.3f} per token"
+          f"\ntraining          {tokens:,} tokens; this part took {seconds:.0f} s"
+          f"\nfingerprint       {fingerprint(trainer.model)}"
+          f"\nsaved             {trainer.path}")
+    for prompt, temperature, top_k in SAMPLES:
+        print(f"\n--- temperature {temperature}, top-k {top_k}\n{prompt}", end="", flush=True)
+        try:
+            for piece in stream(trainer.model, trainer.tokenizer, prompt, 200, temperature=temperature, top_k=top_k, seed=42):
+                print(piece, end="", flush=True)
+        except ValueError as error:
+            print(f"\n({error})", end="")
+        print()
+
+
+if __name__ == "__main__":
+    main()
