@@ -9,6 +9,7 @@ import argparse
 import inspect
 import math
 import re
+import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -42,32 +43,38 @@ def main(arguments=None):
         trainer = Trainer.resume(options.out, text.data) if options.resume else start(options, text.data)
         describe(trainer)
         seconds, done = trainer.run()
+        if not done:
+            print(f"stopped after step {trainer.step_count:,}; to go on: {how_to_go_on(options)}")
+            sys.exit(130)
+        summarise(trainer, seconds)
     except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, OSError) as error:
         sys.exit(f"train_shakespeare: {error}")
+    except MemoryError:
+        sys.exit("train_shakespeare: not enough memory for a run of this size")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped without saving this step; if there is a checkpoint in {options.out}, --resume goes on from it")
-    if not done:
-        data = f" --data {options.data}" if options.data else ""
-        print(f"stopped after step {trainer.step_count:,}; to go on: "
-              f"python {sys.argv[0]} --resume --out {options.out}{data}")
-        sys.exit(130)
-    summarise(trainer, seconds)
+        sys.exit(f"\nstopped without saving; where {options.out} has a checkpoint, --resume goes on from it")
+
+
+def how_to_go_on(options):
+    words = ["python", sys.argv[0], "--resume", "--out", options.out]
+    words += ["--data", options.data] if options.data else ["--corpus", options.corpus] * (options.corpus != "shakespeare")
+    return shlex.join(words)
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="what the options below start from")
+    parser.add_argument("--preset", choices=PRESETS, help="what the options below start from (default: default)")
     parser.add_argument("--data", metavar="FILE", help="train on this text")
     parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
-    parser.add_argument("--tokenizer", choices=("bytes", "characters"), default="bytes", help="what a token is")
+    parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes)")
     parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, under its own options")
     parser.add_argument("-f", "--force", action="store_true", help="begin anew although DIR holds a run already")
     for config in (GPTConfig, OptimizerConfig, TrainConfig):
         add_fields(parser.add_argument_group(config.__name__), config)
     options = parser.parse_args(arguments)
-    given = [f"--{name}" for name, value in vars(options).items()
-             if name in CONFIG_FIELDS and value is not None] + ["--preset"] * (options.preset != "default")
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(options).items()
+             if name in {*CONFIG_FIELDS, "preset", "tokenizer"} and value is not None or name == "force" and value]
     if options.resume and given:
         parser.error(f"--resume goes on under the run's own options: leave out {', '.join(given)}")
     return options
@@ -102,7 +109,7 @@ def start(options, text):
                             "--out DIR keeps it")
     model_config, optimizer_config, train_config = (
         replace(config, **{field.name: getattr(options, field.name) for field in fields(config)
-                           if getattr(options, field.name, None) is not None}) for config in PRESETS[options.preset])
+                           if getattr(options, field.name, None) is not None}) for config in PRESETS[options.preset or "default"])
     tokenizer = ByteTokenizer()
     if options.tokenizer == "characters":
         try:
@@ -110,7 +117,9 @@ def start(options, text):
         except UnicodeDecodeError:
             raise TrainingError("the text is not UTF-8, so it has no characters: leave out --tokenizer characters") from None
     model = GPT(replace(model_config, vocab_size=tokenizer.vocab_size), train_config.seed)
-    return Trainer(model, tokenizer, text, train_config, optimizer_config, options.out)
+    trainer = Trainer(model, tokenizer, text, train_config, optimizer_config, options.out)
+    Path(options.out).mkdir(parents=True, exist_ok=True)        # now, rather than after an hour, if it cannot be
+    return trainer
 
 
 def describe(trainer):
@@ -128,7 +137,7 @@ def summarise(trainer, seconds):
     tokens = trainer.config.batch_size * trainer.model.config.block_size * trainer.config.steps
     print(f"\nvalidation loss   {nats:.4f} nats per token"
           f"\n                  {nats / math.log(2) / characters:.4f} bits per character"
-          f"\nperplexity        {math.exp(nats):.3f} per token"
+          f"\nperplexity        {math.exp(min(nats, 700)):.3f} per token"
           f"\ntraining          {tokens:,} tokens; this part took {seconds:.0f} s"
           f"\nfingerprint       {fingerprint(trainer.model)}"
           f"\nsaved             {trainer.path}")

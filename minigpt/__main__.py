@@ -1,6 +1,8 @@
 """python -m minigpt sample: text from a trained model."""
 
 import argparse
+import itertools
+import os
 import sys
 
 from .checkpoint import CheckpointError, load_checkpoint
@@ -27,13 +29,15 @@ def main(arguments=None):
         checkpoint = load_checkpoint(options.model)
         pieces = stream(checkpoint.model, checkpoint.tokenizer, options.prompt, options.tokens, options.stop,
                         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
-        sys.stdout.write(options.prompt)
-        for piece in pieces:
+        first = next(pieces)                            # whatever is wrong comes out here, before any text
+        sys.stdout.reconfigure(errors="replace")        # a terminal may not know every character
+        for piece in itertools.chain([options.prompt, first], pieces, ["\n"]):
             sys.stdout.write(piece)
             sys.stdout.flush()
-        sys.stdout.write("\n")
     except (CheckpointError, ValueError) as error:
         sys.exit(f"minigpt: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # the reader has had enough
     except KeyboardInterrupt:
         sys.exit(130)
 

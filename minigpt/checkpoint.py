@@ -50,9 +50,10 @@ def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
     """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
     tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
     tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
-    description = json.dumps({"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(),
-                              "run": run or {}})
-    data = save(tensors, {"minigpt": description, "checksum": _digest(tensors, description)})
+    content = {"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(), "run": run or {}}
+    # One entry, since safetensors writes several in an order of chance.
+    entry = json.dumps({"checksum": _digest(tensors, json.dumps(content)), "content": content})
+    data = save(tensors, {"minigpt": entry})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -76,13 +77,30 @@ def load_checkpoint(path):
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole safetensors file"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    if metadata.get("checksum") != _digest(tensors, metadata["minigpt"]):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
-    description = json.loads(metadata["minigpt"])
-    if description["format"] != FORMAT:
-        raise CheckpointError(f"{path} has the format {description['format']!r}, but this program reads {FORMAT!r}")
-    model = GPT(GPTConfig(**description["config"]), seed=None)
+    try:
+        entry = json.loads(metadata["minigpt"])
+        content = entry["content"]
+        if entry["checksum"] != _digest(tensors, json.dumps(content)):
+            raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} has the format {content['format']!r}, but this program reads {FORMAT!r}")
+        return _assemble(content, tensors)
+    except (KeyError, TypeError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} does not describe a model that this program can make: {error}") from None
+
+
+def _assemble(content, tensors):
+    """The Checkpoint; KeyError, TypeError or ValueError where the parts do not fit together."""
+    config, tokenizer = GPTConfig(**content["config"]), from_json(content["tokenizer"])
+    if tensors["weights.tokens.weight"].shape != (config.vocab_size, config.n_embd) or config.n_layer > len(tensors):
+        raise ValueError("the weights are not those of the config")              # found before any memory is taken
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the config {config.vocab_size}")
+    model = GPT(config, seed=None)
     for name, parameter in model.parameters().items():
-        parameter.data[...] = tensors.pop(f"weights.{name}")
+        weight = tensors.pop(f"weights.{name}")
+        if weight.shape != parameter.data.shape or weight.dtype != np.float32:
+            raise ValueError(f"{name} should be {parameter.data.shape} of float32, but is {weight.shape} of {weight.dtype}")
+        parameter.data[...] = weight
     arrays = {name.removeprefix("run."): np.array(array) for name, array in tensors.items()}
-    return Checkpoint(model, from_json(description["tokenizer"]), description["run"], arrays)
+    return Checkpoint(model, tokenizer, content["run"], arrays)

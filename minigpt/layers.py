@@ -371,5 +371,6 @@ class CrossEntropy(Layer):
 
     def backward(self):
         dloss = np.float32(1) / np.float32(len(self.targets))
-        rows.cross_entropy_backward(dloss, self.probabilities, self.targets, self.probabilities)
-        return self.probabilities
+        dlogits = self.buffer("dlogits", *self.probabilities.shape)
+        rows.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
+        return dlogits

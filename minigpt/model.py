@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from .kernels import threads_for
 from .layers import (Attention, Cache, CrossEntropy, Dropout, Embedding, FeedForward, Layer, LayerNorm, Linear, Residual,
                      RMSNorm, Rotary, TiedHead)
 
@@ -48,7 +49,7 @@ class GPTConfig:
         for name in ("qk_norm", "bias", "tied"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r}")
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, (int, float)) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, but is {self.dropout!r}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
@@ -112,19 +113,23 @@ class GPT(Layer):
         draw (seed, step) turns dropout on.  A cache from `new_cache` receives the windows, so that `step` can go on.
         ValueError where an id or a shape is out of range.
         """
-        B, T = self._check(ids, 2)
-        logits = self._logits(ids, draw, cache)
+        B, T = self._check(ids, 2, cache)
+        with self._threads(ids):
+            logits = self._logits(ids, draw, cache)
         if cache is not None:
             cache.position = T
         return logits.reshape(B, T, -1).copy()
 
-    def _check(self, ids, dimensions):
-        if ids.ndim != dimensions or ids.size == 0:
-            raise ValueError(f"ids must have {dimensions} dimensions, none of them 0, but have shape {ids.shape}")
-        if ids.shape[-1] > self.config.block_size and dimensions == 2:
-            raise ValueError(f"a window of {ids.shape[-1]} tokens is longer than block_size, {self.config.block_size}")
+    def _check(self, ids, dimensions, cache=None, name="ids"):
+        if ids.ndim != dimensions or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be integers of {dimensions} dimensions, none of them 0, but are {ids.dtype} "
+                             f"of shape {ids.shape}")
+        if dimensions == 2 and ids.shape[1] > self.config.block_size:
+            raise ValueError(f"a window of {ids.shape[1]} tokens is longer than block_size, {self.config.block_size}")
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise ValueError(f"ids must lie in 0 .. {self.config.vocab_size - 1}, but reach from {ids.min()} to {ids.max()}")
+            raise ValueError(f"{name} must lie in 0 .. {self.config.vocab_size - 1}, but reach from {ids.min()} to {ids.max()}")
+        if cache is not None and cache.sequences != len(ids):
+            raise ValueError(f"the cache holds {cache.sequences} sequences, but {name} have shape {ids.shape}")
         return ids.shape
 
     def _logits(self, ids, draw, cache=None):
@@ -147,8 +152,9 @@ class GPT(Layer):
         B, T = self._check(ids, 2)
         if targets.shape != ids.shape:
             raise ValueError(f"targets have shape {targets.shape}, but ids have {ids.shape}")
-        self._check(targets, 2)
-        loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
+        self._check(targets, 2, name="targets")
+        with self._threads(ids):
+            loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
         self.losses = self._loss.losses.reshape(B, T)
         return loss
 
@@ -157,18 +163,22 @@ class GPT(Layer):
         """Set every parameter's grad to the derivative of the last `loss`."""
         for parameter in self.parameters().values():
             parameter.grad.fill(0)
-        dx = self.head.backward(self._loss.backward())
-        if self.norm:
-            dx = self.norm.backward(dx)
-        for block in reversed(self.blocks):
-            dx = block.backward(dx)
-        dx = self._dropout.backward(dx)
-        if self.positions:
-            self.positions.backward(dx)
-        self.tokens.backward(dx)
+        with self._threads(self.losses):
+            dx = self.head.backward(self._loss.backward())
+            if self.norm:
+                dx = self.norm.backward(dx)
+            for block in reversed(self.blocks):
+                dx = block.backward(dx)
+            dx = self._dropout.backward(dx)
+            if self.positions:
+                self.positions.backward(dx)
+            self.tokens.backward(dx)
+
+    def _threads(self, rows):
+        return threads_for(rows.size * self.config.n_embd ** 2)
 
     def new_cache(self, sequences):
-        """Room for the keys and values of `sequences` sequences that advance in lockstep."""
+        """Room for the keys and values of `sequences` sequences (at least 1) that advance in lockstep."""
         c = self.config
         return Cache(c.n_layer, c.n_head, c.n_embd // c.n_head, c.block_size, sequences)
 
@@ -177,16 +187,16 @@ class GPT(Layer):
 
         ValueError where the cache already holds block_size tokens.
         """
-        if self._check(ids, 1) != (cache.sequences,):
-            raise ValueError(f"the cache holds {cache.sequences} sequences, but ids have shape {ids.shape}")
+        self._check(ids, 1, cache)
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
-        x = self.tokens.forward(ids.astype(np.int64))                           # (S, C)
-        if self.positions:
-            x += self.positions.weight.data[cache.position]
-        for layer, block in enumerate(self.blocks):
-            x = block.step(x, cache, layer)
-        if self.norm:
-            x = self.norm.forward(x)
-        cache.position += 1
-        return self.head.forward(x).copy()
+        with self._threads(ids):
+            x = self.tokens.forward(ids.astype(np.int64))                       # (S, C)
+            if self.positions:
+                x += self.positions.weight.data[cache.position]
+            for layer, block in enumerate(self.blocks):
+                x = block.step(x, cache, layer)
+            if self.norm:
+                x = self.norm.forward(x)
+            cache.position += 1
+            return self.head.forward(x).copy()

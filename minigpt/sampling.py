@@ -14,6 +14,8 @@ def choose(logits, temperature, top_k, top_p, word):
     temperature 0 takes the likeliest; top_k keeps the k likeliest (0: all), top_p the fewest that hold the share p of
     what is left.  The probabilities become integers of 24 bits first, so that no sum is rounded.
     """
+    if not np.isfinite(logits.max()):
+        raise ValueError("the model's logits are not finite numbers: it cannot be sampled from")
     if temperature == 0:
         return int(np.argmax(logits))
     weights = logits - logits.max()
@@ -61,8 +63,11 @@ def generate(model, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
 def stream(model, tokenizer, prompt="", tokens=500, stop="", **options):
     """Pieces of text (str) that follow the prompt, as they are made: at most `tokens` tokens, and none from `stop` on.
 
-    An empty prompt starts as if after a line break.  ValueError where the tokenizer cannot encode the prompt.
+    An empty prompt starts as if after a line break.  ValueError where the tokenizer cannot encode the prompt or a number
+    is out of range.
     """
+    if tokens < 0:
+        raise ValueError(f"tokens must be at least 0, but is {tokens}")
     ids = tokenizer.encode(prompt or "\n") if prompt or "\n" in getattr(tokenizer, "stoi", "\n") else np.zeros(1, np.int64)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     held = ""                                            # what may turn out to be the beginning of the stop text

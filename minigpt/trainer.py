@@ -142,6 +142,10 @@ class Trainer:
     # --- to disk and back ---
 
     def save(self):
+        """Write the checkpoint.  TrainingError, and the last one is kept, where a weight is not a finite number."""
+        if not all(np.isfinite(parameter.data).all() for parameter in self.optimizer.parameters.values()):
+            raise TrainingError(f"after step {self.step_count:,} the weights are no longer finite numbers: try a lower "
+                                "learning rate; the last checkpoint is kept")
         run = {"train": asdict(self.config), "optimizer": asdict(self.optimizer.config), "step": self.step_count,
                "validations": self.validations, "text_sha256": self.text_sha256}
         arrays = {**self.optimizer.state, "losses": self.losses[:self.step_count]}
@@ -151,20 +155,25 @@ class Trainer:
     @classmethod
     def resume(cls, out, text):
         """The run whose checkpoint lies in `out`, where it stopped.  CheckpointError, or TrainingError for another text."""
-        checkpoint = load_checkpoint(Path(out) / FILE)
-        run = checkpoint.run
+        path = Path(out) / FILE
+        checkpoint = load_checkpoint(path)
+        run, sha256 = checkpoint.run, hashlib.sha256(text).hexdigest()
         if not run:
-            raise TrainingError(f"{Path(out) / FILE} is a bare model, without the state of a run to go on with")
-        trainer = cls(checkpoint.model, checkpoint.tokenizer, text, TrainConfig(**run["train"]),
-                      OptimizerConfig(**run["optimizer"]), out)
-        if trainer.text_sha256 != run["text_sha256"]:
-            raise TrainingError(f"{trainer.path} was trained on another text (SHA-256 {run['text_sha256'][:8]}..., "
-                                f"this one {trainer.text_sha256[:8]}...): pass --data with the same file")
-        trainer.optimizer.step_count = run["step"]
-        trainer.validations = [tuple(v) for v in run["validations"]]
-        losses = checkpoint.arrays.pop("losses")
-        trainer.losses[:len(losses)] = losses
-        trainer.optimizer.state = checkpoint.arrays
+            raise TrainingError(f"{path} is a bare model, without the state of a run to go on with")
+        try:
+            if sha256 != run["text_sha256"]:
+                raise TrainingError(f"{path} was trained on another text (SHA-256 {run['text_sha256'][:8]}..., this one "
+                                    f"{sha256[:8]}...): pass --data with the same file")
+            trainer = cls(checkpoint.model, checkpoint.tokenizer, text, TrainConfig(**run["train"]),
+                          OptimizerConfig(**run["optimizer"]), out)
+            trainer.optimizer.step_count = run["step"]
+            trainer.validations = [tuple(v) for v in run["validations"]]
+            losses = checkpoint.arrays.pop("losses")
+            trainer.losses[:len(losses)] = losses
+            for name, array in trainer.optimizer.state.items():
+                array[...] = checkpoint.arrays[name]
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} does not hold a run that this program can go on with: {error}") from None
         return trainer
 
     def _draw_curve(self):
@@ -188,9 +197,12 @@ class Trainer:
         axes.grid(alpha=0.3)
         axes.legend()
         part = self.out / f"loss.{os.getpid()}.part.png"
-        figure.savefig(part, dpi=120, bbox_inches="tight")
+        try:
+            figure.savefig(part, dpi=120, bbox_inches="tight")
+            os.replace(part, self.out / "loss.png")
+        except OSError:
+            part.unlink(missing_ok=True)        # a picture is no reason to end a run
         pyplot.close(figure)
-        os.replace(part, self.out / "loss.png")
 
 
 @contextmanager

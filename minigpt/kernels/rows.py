@@ -196,7 +196,7 @@ def _cross_entropy_row(logits, i, target, probabilities):
     peak, total = softmax_row(probabilities, i * V, V, V, ONE)
     for c in range(V):
         probabilities[i, c] /= total
-    return lane_max(log(splat(total))) + peak - logits[i, target]
+    return lane_max(log(splat(total))) - (logits[i, target] - peak)         # the peak first: it may be large
 
 
 @njit(parallel=True, cache=True)
@@ -212,7 +212,7 @@ def cross_entropy_forward(logits, targets, probabilities, losses):
 # loss = log(sum of e^logits) - logits[target]:  dlogits = dloss * (probabilities - onehot(target))
 @njit(parallel=True, cache=True)
 def cross_entropy_backward(dloss, probabilities, targets, dlogits):
-    """Write dlogits (N, V), given dloss, the weight of each row's loss.  dlogits may be the probabilities themselves."""
+    """Write dlogits (N, V), given dloss, the weight of each row's loss."""
     for i in prange(probabilities.shape[0]):
         for c in range(probabilities.shape[1]):
             dlogits[i, c] = dloss * (probabilities[i, c] - (ONE if c == targets[i] else ZERO))

@@ -1,0 +1,149 @@
+"""The specification: a GPT in float64, as plain and as slow as the mathematics, and small models to hold against it.
+
+`weights` maps the names of `GPT.parameters()` to float64 arrays.  Letters as everywhere: B batch, T time, C channels,
+H heads, D = C / H, V vocabulary.
+"""
+
+import numpy as np
+
+from minigpt import rng
+from minigpt.model import GPT, GPTConfig
+
+# Together they make every choice that GPTConfig offers, and each choice beside different others.
+CONFIGS = {
+    "default": dict(),
+    "gpt-2": dict(position="learned", norm="layer", activation="gelu", qk_norm=False, bias=True, tied=True),
+    "transformer": dict(position="learned", norm="layer", norm_order="last", activation="relu", qk_norm=False, bias=True),
+    "llama-like": dict(activation="gelu", qk_norm=False, tied=True),
+    "last-rms": dict(norm_order="last", bias=True, tied=True),
+    "learned-qk-norm": dict(position="learned", norm="layer", activation="relu", bias=True, n_head=1),
+    "dropout": dict(norm="layer", dropout=0.25),
+    "dropout-last": dict(position="learned", norm_order="last", activation="gelu", bias=True, tied=True, dropout=0.5),
+}
+
+
+def make_config(name, **sizes):
+    return GPTConfig(**{**dict(vocab_size=11, block_size=9, n_layer=2, n_head=2, n_embd=12), **sizes, **CONFIGS[name]})
+
+
+def random_array(shape, seed=0, bound=1.0):
+    return np.random.default_rng(seed).uniform(-bound, bound, shape).astype(np.float32)
+
+
+def shake(parameters, seed=0, amount=0.3):
+    """Move every weight a little, so that none is 0 or 1 and none can be forgotten without a trace."""
+    for i, parameter in enumerate(parameters.values()):
+        parameter.data += random_array(parameter.data.shape, (seed, i), amount)
+
+
+def make_model(config, seed=0):
+    model = GPT(config, seed)
+    shake(model.parameters(), seed)
+    return model
+
+
+def make_ids(config, B, T, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (B, T))
+
+
+def weights_of(parameters):
+    return {name: parameter.data.astype(np.float64) for name, parameter in parameters.items()}
+
+
+# --- the layers -------------------------------------------------------------------------------------------------------
+
+def linear(x, weights, name):
+    return np.einsum("...i,ij->...j", x, weights[f"{name}.weight"]) + weights.get(f"{name}.bias", 0)
+
+
+def layer_norm(x, gain, bias=0):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + 1e-5) * gain + bias
+
+
+def rms_norm(x, gain):
+    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-5) * gain
+
+
+def normalise(x, config, weights, name):
+    if config.norm == "rms":
+        return rms_norm(x, weights[f"{name}.gain"])
+    return layer_norm(x, weights[f"{name}.gain"], weights.get(f"{name}.bias", 0))
+
+
+def rotate(x):
+    """x (..., T, D): channels i and i + D/2 are one complex number, turned by t * 10000^(-2i/D)."""
+    T, half = x.shape[-2], x.shape[-1] // 2
+    turn = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-np.arange(half) / half))
+    turned = (x[..., :half] + 1j * x[..., half:]) * turn
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(x, config, weights, name):
+    B, T, C = x.shape
+    q, k, v = (linear(x, weights, f"{name}.{part}").reshape(B, T, config.n_head, -1).transpose(0, 2, 1, 3)
+               for part in ("query", "key", "value"))                                                   # (B, H, T, D)
+    if config.qk_norm:
+        q, k = rms_norm(q, weights[f"{name}.query_norm.gain"]), rms_norm(k, weights[f"{name}.key_norm.gain"])
+    if config.position == "rotary":
+        q, k = rotate(q), rotate(k)
+    scores = np.einsum("bhid,bhjd->bhij", q, k) / np.sqrt(C / config.n_head)
+    future = np.arange(T)[None, :] > np.arange(T)[:, None]
+    out = np.einsum("bhij,bhjd->bihd", softmax(np.where(future, -np.inf, scores)), v)
+    return linear(out.reshape(B, T, C), weights, f"{name}.projection")
+
+
+def activation(x, kind):
+    if kind == "gelu":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+    return np.maximum(x, 0) ** (2 if kind == "relu2" else 1)
+
+
+def feed_forward(x, config, weights, name):
+    return linear(activation(linear(x, weights, f"{name}.expand"), config.activation), weights, f"{name}.contract")
+
+
+def cross_entropy(logits, targets):
+    """Mean nats."""
+    return -np.log(np.take_along_axis(softmax(logits), targets[..., None], -1)).mean()
+
+
+def residual(x, config, weights, name, function, mask=1):
+    """A sublayer, its norm and the way around both; mask is what dropout multiplies with."""
+    if config.norm_order == "first":
+        return x + mask * function(normalise(x, config, weights, f"{name}.norm"), config, weights, name)
+    return normalise(x + mask * function(x, config, weights, name), config, weights, f"{name}.norm")
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+def dropout_mask(draw, purpose, shape, p):
+    """0 with probability p, else 1 / (1 - p): the same elements that the model drops."""
+    return rng.keep(draw.seed, purpose, draw.step, int(np.prod(shape)), p).reshape(shape) / (1 - p)
+
+
+def dropout_masks(config, draw, B, T):
+    places = ["embedding"] + [f"blocks.{i}.{part}" for i in range(config.n_layer) for part in ("attention", "feed_forward")]
+    return {place: dropout_mask(draw, f"dropout {place}", (B, T, config.n_embd), config.dropout) for place in places}
+
+
+def loss(weights, config, ids, targets, masks=None):
+    """Mean cross-entropy in nats, and the logits (B, T, V)."""
+    masks = masks or {}
+    x = weights["tokens.weight"][ids]                                                                   # (B, T, C)
+    if config.position == "learned":
+        x = x + weights["positions.weight"][:ids.shape[1]]
+    x = x * masks.get("embedding", 1)
+    for i in range(config.n_layer):
+        for part, function in (f"blocks.{i}.attention", attention), (f"blocks.{i}.feed_forward", feed_forward):
+            x = residual(x, config, weights, part, function, masks.get(part, 1))
+    if config.norm_order == "first":
+        x = normalise(x, config, weights, "norm")
+    head = weights["tokens.weight"].T if config.tied else weights["head.weight"]
+    logits = np.einsum("btc,cv->btv", x, head)
+    return cross_entropy(logits, targets), logits

@@ -1,0 +1,220 @@
+"""The promise, to the bit: what a row's logits are depends on its own tokens up to it, and on nothing beside them.
+
+Shapes are odd, larger than a tile of the matrix product, a block of attention's rows and a panel (4 C > 256).
+"""
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from minigpt.layers import Draw
+from minigpt.optimizer import Optimizer, OptimizerConfig
+from tests import reference
+
+B, T = 5, 53
+
+
+def make_config(name):
+    return reference.make_config(name, vocab_size=67, block_size=T, n_embd=72, n_head=4)
+
+
+@pytest.fixture(scope="module", params=reference.CONFIGS)
+def model(request):
+    return reference.make_model(make_config(request.param))
+
+
+@pytest.fixture
+def ids(model):
+    return reference.make_ids(model.config, B, T)
+
+
+@pytest.fixture
+def logits(model, ids):
+    return model.forward(ids)
+
+
+def same(a, b):
+    """Bit for bit: 0 is not -0, and NaN is NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+# --- causality --------------------------------------------------------------------------------------------------------
+
+def with_another_token(ids, t, vocab_size):
+    changed = ids.copy()
+    changed[:, t] = (ids[:, t] + 1) % vocab_size
+    return changed
+
+
+def test_a_token_changes_no_logit_before_it(model, ids, logits):
+    for t in range(T):
+        assert same(model.forward(with_another_token(ids, t, 67))[:, :t], logits[:, :t]), t
+
+
+def test_every_token_changes_its_own_logits_and_the_last(model, ids, logits):
+    for t in range(T):
+        changed = model.forward(with_another_token(ids, t, 67))
+        for row in range(B):
+            assert not same(changed[row, t], logits[row, t]) and not same(changed[row, -1], logits[row, -1]), (row, t)
+
+
+# --- a row among others -----------------------------------------------------------------------------------------------
+
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(model, ids, logits):
+    for row in range(B):
+        assert same(model.forward(ids[row:row + 1])[0], logits[row]), row
+
+
+def test_a_row_has_the_same_bits_at_every_place_of_a_batch(model, ids, logits):
+    order = [3, 0, 4, 1, 3, 2]
+    assert same(model.forward(ids[order]), logits[order])
+
+
+def test_a_shorter_window_has_the_bits_of_the_longer(model, ids, logits):
+    for length in range(1, T):
+        assert same(model.forward(ids[:, :length]), logits[:, :length]), length
+
+
+# --- token by token ---------------------------------------------------------------------------------------------------
+
+def steps(model, ids, cache):
+    return np.stack([model.step(column, cache) for column in ids.T], axis=1)    # (S, T, V)
+
+
+def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logits):
+    assert same(steps(model, ids, model.new_cache(B)), logits)
+
+
+def test_a_sequence_steps_alone_with_the_bits_that_it_has_among_others(model, ids, logits):
+    assert same(steps(model, ids[2:3], model.new_cache(1)), logits[2:3])
+
+
+@pytest.mark.parametrize("length", [1, 16, 24, T - 1])
+def test_steps_go_on_where_a_window_ended(model, ids, logits, length):
+    cache = model.new_cache(B)
+    assert same(model.forward(ids[:, :length], cache=cache), logits[:, :length])
+    assert same(steps(model, ids[:, length:], cache), logits[:, length:])
+
+
+def test_a_cache_forgets_its_last_window(model, ids, logits):
+    cache = model.new_cache(B)
+    model.forward(ids[::-1], cache=cache)
+    model.forward(ids[:, :7], cache=cache)
+    assert same(steps(model, ids[:, 7:], cache), logits[:, 7:])
+
+
+def test_two_caches_in_turn_do_not_mix(model, ids, logits):
+    one, two = model.new_cache(B), model.new_cache(2)
+    for t in range(T):
+        assert same(model.step(ids[:, t], one), logits[:, t])
+        assert same(model.step(ids[3:, t], two), logits[3:, t])
+
+
+# --- one call after another -------------------------------------------------------------------------------------------
+
+def use_otherwise(model):
+    """All that a program may do between two training steps: windows and caches of other sizes."""
+    cache = model.new_cache(2)
+    model.forward(reference.make_ids(model.config, 2, 11, seed=8), cache=cache)
+    model.step(np.array([5, 6]), cache)
+    model.forward(reference.make_ids(model.config, 7, T, seed=9))
+    model.loss(reference.make_ids(model.config, 3, 4), reference.make_ids(model.config, 3, 4))
+
+
+def gradients(model, seed=0):
+    draw = Draw(1, seed) if model.config.dropout else None
+    model.loss(reference.make_ids(model.config, B, T, (seed, 0)), reference.make_ids(model.config, B, T, (seed, 1)), draw)
+    model.backward()
+    return {name: parameter.grad.copy() for name, parameter in model.parameters().items()}
+
+
+def train(model, between=lambda model: None):
+    """Three steps; returns the weights."""
+    optimizer = Optimizer(model, OptimizerConfig(warmup=1), steps=3)
+    for step in range(3):
+        gradients(model, step)
+        optimizer.step()
+        between(model)
+    return {name: parameter.data.copy() for name, parameter in model.parameters().items()}
+
+
+def assert_all_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert same(ours[name], theirs[name]), name
+
+
+def test_the_same_call_gives_the_same_bits_again(model, ids, logits):
+    first = gradients(model)
+    use_otherwise(model)
+    assert same(model.forward(ids), logits)
+    assert_all_same(gradients(model), first)
+
+
+def test_results_are_not_overwritten_by_later_calls(model, ids, logits):
+    stepped = model.step(ids[:, 0], model.new_cache(B))
+    kept, kept_stepped = logits.copy(), stepped.copy()
+    use_otherwise(model)
+    gradients(model)
+    assert same(logits, kept) and same(stepped, kept_stepped)
+
+
+def test_training_is_not_disturbed_by_what_is_done_between_its_steps(model):
+    alone, disturbed = reference.make_model(model.config), reference.make_model(model.config)
+    assert_all_same(train(disturbed, between=use_otherwise), train(alone))
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+def digest(arrays):
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+@functools.cache
+def fingerprints(name, threads):
+    """SHA-256 of all that the model computes on that many threads."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        model = reference.make_model(make_config(name))
+        ids = reference.make_ids(model.config, B, T)
+        many = reference.make_ids(model.config, 100, 5)      # for a few sequences one thread is enough, and the model takes one
+        return {"logits": digest([model.forward(ids)]),
+                "steps": digest([steps(model, many, model.new_cache(len(many)))]),
+                "gradients": digest(gradients(model).values()),
+                "trained weights": digest(train(model).values())}
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fingerprints_elsewhere():
+    """threads -> name of the config -> fingerprints, from a process that may start 4 threads, whatever this machine has."""
+    program = ("import json; from tests import reference; from tests.test_invariance import fingerprints\n"
+               "print(json.dumps({threads: {name: fingerprints(name, threads) for name in reference.CONFIGS}\n"
+               "                  for threads in (2, 3, 4)}))")
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, cwd=Path(__file__).parents[1], check=True,
+                         stdout=subprocess.PIPE)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", reference.CONFIGS)
+def test_two_threads_compute_the_bits_of_one(name):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process has one thread")
+    assert fingerprints(name, 2) == fingerprints(name, 1)
+
+
+@pytest.mark.parametrize("threads", ["2", "3", "4"])
+@pytest.mark.parametrize("name", reference.CONFIGS)
+def test_another_process_with_more_threads_computes_the_same_bits(fingerprints_elsewhere, name, threads):
+    assert fingerprints_elsewhere[threads][name] == fingerprints(name, 1)

@@ -1,0 +1,192 @@
+"""What GPTConfig and GPT accept and refuse, how a model starts, and that it learns."""
+
+import dataclasses
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from minigpt.layers import Draw
+from minigpt.model import GPT, GPTConfig
+from minigpt.optimizer import Optimizer, OptimizerConfig
+from tests import reference
+
+# --- GPTConfig --------------------------------------------------------------------------------------------------------
+
+WRONG = [
+    *product(["vocab_size", "block_size", "n_layer", "n_head", "n_embd"], [0, -4, 8.0, True, "8", None]),
+    *product(["position", "norm", "norm_order", "activation"], ["other", "", None, 1]),
+    *product(["qk_norm", "bias", "tied"], [0, 1, "yes", None]),
+    *product(["dropout"], [-0.1, 1, 1.5, math.nan, math.inf, "0.1", None]),
+]
+
+
+@pytest.mark.parametrize("field, value", WRONG)
+def test_a_wrong_field_is_refused_by_name_and_value(field, value):
+    with pytest.raises(ValueError) as error:
+        GPTConfig(**{field: value})
+    assert str(error.value).startswith(f"{field} ") and str(error.value).endswith(repr(value))
+
+
+def test_every_field_is_checked():
+    assert {field.name for field in dataclasses.fields(GPTConfig)} == {field for field, _ in WRONG}
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"n_embd \(10\).*n_head \(3\)"):
+        GPTConfig(n_embd=10, n_head=3)
+
+
+def test_rotary_positions_need_heads_of_even_size():
+    with pytest.raises(ValueError, match="a head has 3"):
+        GPTConfig(n_embd=9, n_head=3)
+    GPTConfig(n_embd=9, n_head=3, position="learned")
+
+
+# --- what a model refuses ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def model():
+    return GPT(GPTConfig(vocab_size=11, block_size=6, n_layer=1, n_head=2, n_embd=8))
+
+
+GOOD = np.zeros((2, 6), int)
+WRONG_WINDOWS = {
+    "too long": (np.zeros((2, 7), int), "7 tokens is longer than block_size, 6"),
+    "negative": (GOOD - 1, "0 .. 10, but reach from -1"),
+    "one id too high": (np.where(np.arange(6) == 3, 11, GOOD), "0 .. 10, but reach from 0 to 11"),
+    "one dimension": (GOOD[0], r"shape \(6,\)"),
+    "three dimensions": (GOOD[None], r"shape \(1, 2, 6\)"),
+    "no token": (GOOD[:, :0], r"shape \(2, 0\)"),
+    "no row": (GOOD[:0], r"shape \(0, 6\)"),
+}
+
+
+@pytest.mark.parametrize("ids, message", WRONG_WINDOWS.values(), ids=WRONG_WINDOWS)
+def test_a_wrong_window_is_refused(model, ids, message):
+    with pytest.raises(ValueError, match=message):
+        model.forward(ids)
+    with pytest.raises(ValueError, match=message):
+        model.forward(ids, cache=model.new_cache(2))
+    with pytest.raises(ValueError, match=message):
+        model.loss(ids, GOOD)
+
+
+@pytest.mark.parametrize("targets", [GOOD[:, :5], GOOD[:1], GOOD[0], GOOD - 1, GOOD + 11],
+                         ids=["shorter", "fewer", "one dimension", "negative", "too high"])
+def test_wrong_targets_are_refused(model, targets):
+    with pytest.raises(ValueError):
+        model.loss(GOOD, targets)
+
+
+WRONG_STEPS = {
+    "negative": (np.array([0, -1]), "0 .. 10, but reach from -1"),
+    "too high": (np.array([0, 11]), "0 .. 10, but reach from 0 to 11"),
+    "two dimensions": (GOOD[:, :1], r"shape \(2, 1\)"),
+    "no sequence": (GOOD[0, :0], r"shape \(0,\)"),
+    "fewer sequences": (GOOD[0, :1], r"holds 2 sequences.*shape \(1,\)"),
+    "more sequences": (GOOD[0, :3], r"holds 2 sequences.*shape \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("ids, message", WRONG_STEPS.values(), ids=WRONG_STEPS)
+def test_a_wrong_step_is_refused_and_leaves_the_cache_alone(model, ids, message):
+    cache, untouched = model.new_cache(2), model.new_cache(2)
+    for t in range(3):
+        with pytest.raises(ValueError, match=message):
+            model.step(ids, cache)
+        assert np.array_equal(model.step(GOOD[:, t], cache), model.step(GOOD[:, t], untouched))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_window_is_refused_by_a_cache_of_another_number_of_sequences(model, rows):
+    cache = model.new_cache(2)
+    with pytest.raises(ValueError, match="sequences"):
+        model.forward(np.zeros((rows, 4), int), cache=cache)
+    assert cache.position == 0
+
+
+def test_a_full_cache_takes_no_more_tokens(model):
+    cache = model.new_cache(2)
+    model.forward(GOOD[:, :5], cache=cache)
+    model.step(GOOD[:, 5], cache)
+    with pytest.raises(ValueError, match="full: block_size is 6"):
+        model.step(GOOD[:, 0], cache)
+
+
+# --- how it starts ----------------------------------------------------------------------------------------------------
+
+def weights(model):
+    return {name: parameter.data for name, parameter in model.parameters().items()}
+
+
+def test_a_model_has_the_parameters_that_the_formula_counts():
+    V, T, L, H, C = 37, 20, 3, 2, 16
+    attention, feed_forward = 4 * (C * C + C), 8 * C * C + 5 * C
+    block = attention + feed_forward + 2 * 2 * C + 2 * C // H            # two layer norms; a gain for queries, one for keys
+    config = GPTConfig(V, T, L, H, C, position="learned", norm="layer", bias=True)
+    assert sum(data.size for data in weights(GPT(config)).values()) == V * C + T * C + L * block + 2 * C + C * V
+
+
+def test_a_tied_head_has_no_weights_of_its_own():
+    tied, untied = (weights(GPT(reference.make_config("default", tied=tied))) for tied in (True, False))
+    assert untied.keys() - tied.keys() == {"head.weight"}
+
+
+@pytest.mark.parametrize("name", reference.CONFIGS)
+def test_an_untrained_model_knows_nothing(name):
+    config = reference.make_config(name, vocab_size=65, block_size=64, n_embd=64)
+    ids, targets = reference.make_ids(config, 8, 64, 1), reference.make_ids(config, 8, 64, 2)
+    assert GPT(config).loss(ids, targets) == pytest.approx(math.log(65), abs=0.05)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    config = reference.make_config("gpt-2")
+    ours, theirs = weights(GPT(config, seed=5)), weights(GPT(config, seed=5))
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
+def test_another_seed_gives_other_matrices():
+    config = reference.make_config("gpt-2")
+    ours, theirs = weights(GPT(config, seed=5)), weights(GPT(config, seed=6))
+    assert all((ours[name] != theirs[name]).mean() > 0.99 for name in ours if ours[name].ndim == 2)
+
+
+def test_no_two_matrices_start_alike():
+    matrices = [data.reshape(-1) for data in weights(GPT(reference.make_config("default"))).values() if data.ndim == 2]
+    starts = {(matrix[:8] / matrix[0]).tobytes() for matrix in matrices}
+    assert len(starts) == len(matrices)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+def test_without_a_draw_nothing_is_dropped():
+    ids = reference.make_ids(reference.make_config("default"), 2, 9)
+    with_dropout, without = (GPT(reference.make_config("default", dropout=p)) for p in (0.5, 0.0))
+    assert with_dropout.forward(ids).tobytes() == without.forward(ids).tobytes()
+
+
+def test_dropout_depends_on_the_seed_and_the_step_alone():
+    config = reference.make_config("dropout")
+    model, ids = GPT(config), reference.make_ids(config, 2, 9)
+    first = model.forward(ids, Draw(1, 1))
+    assert not np.array_equal(model.forward(ids, Draw(1, 2)), first)
+    assert not np.array_equal(model.forward(ids, Draw(2, 1)), first)
+    assert model.forward(ids, Draw(1, 1)).tobytes() == first.tobytes()
+
+
+# --- that it learns ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_small_model_learns_a_text_by_heart(optimizer):
+    text = np.frombuffer(b"To be, or not to be, that is the question: " * 2, np.uint8)
+    windows = np.stack([text[start:start + 33] for start in range(43)])
+    ids, targets = windows[:, :-1], windows[:, 1:]
+    model = GPT(GPTConfig(vocab_size=128, block_size=32, n_layer=2, n_head=2, n_embd=64))
+    training = Optimizer(model, OptimizerConfig(optimizer=optimizer, learning_rate=0.01, warmup=5), steps=60)
+    for _ in range(60):
+        model.loss(ids, targets)
+        model.backward()
+        training.step()
+    assert model.loss(ids, targets) < 0.1          # what the first letters of a window leave open is 0.04
