@@ -46,7 +46,10 @@ def main(arguments=None):
         if not done:
             print(f"stopped after step {trainer.step_count:,}; to go on: {how_to_go_on(options)}")
             sys.exit(130)
-        summarise(trainer, seconds)
+        try:
+            summarise(trainer, seconds)
+        except KeyboardInterrupt:
+            sys.exit(130)                               # the run is done and saved
     except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, OSError) as error:
         sys.exit(f"train_shakespeare: {error}")
     except MemoryError:
@@ -137,7 +140,7 @@ def summarise(trainer, seconds):
     tokens = trainer.config.batch_size * trainer.model.config.block_size * trainer.config.steps
     print(f"\nvalidation loss   {nats:.4f} nats per token"
           f"\n                  {nats / math.log(2) / characters:.4f} bits per character"
-          f"\nperplexity        {math.exp(min(nats, 700)):.3f} per token"
+          f"\nperplexity        {math.exp(nats) if nats < 700 else math.inf:.3f} per token"
           f"\ntraining          {tokens:,} tokens; this part took {seconds:.0f} s"
           f"\nfingerprint       {fingerprint(trainer.model)}"
           f"\nsaved             {trainer.path}")

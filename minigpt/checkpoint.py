@@ -50,16 +50,16 @@ def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
     """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
     tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
     tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
-    content = {"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(), "run": run or {}}
-    # One entry, since safetensors writes several in an order of chance.
-    entry = json.dumps({"checksum": _digest(tensors, json.dumps(content)), "content": content})
-    data = save(tensors, {"minigpt": entry})
+    content = json.dumps({"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(), "run": run or {}})
+    data = save(tensors, {"minigpt": f"{_digest(tensors, content)} {content}"})      # in one entry: several have no order
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot save the model ({len(data):,} bytes): {error.strerror}", str(path)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -78,14 +78,14 @@ def load_checkpoint(path):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole safetensors file"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
     try:
-        entry = json.loads(metadata["minigpt"])
-        content = entry["content"]
-        if entry["checksum"] != _digest(tensors, json.dumps(content)):
+        checksum, _, content = metadata["minigpt"].partition(" ")
+        if checksum != _digest(tensors, content):
             raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+        content = json.loads(content)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path} has the format {content['format']!r}, but this program reads {FORMAT!r}")
         return _assemble(content, tensors)
-    except (KeyError, TypeError, ValueError, MemoryError) as error:
+    except (KeyError, TypeError, ValueError, MemoryError, RecursionError) as error:
         raise CheckpointError(f"{path} does not describe a model that this program can make: {error}") from None
 
 

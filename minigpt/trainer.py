@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -122,9 +123,10 @@ class Trainer:
                     self._record_validation(bar)
                 if self._due(config.save_every):
                     self.save()
+            self.save()
             if self.step_count == config.steps and (not self.validations or self.validations[-1][0] < config.steps):
                 self._record_validation(bar)
-            self.save()
+                self.save()
         return time.perf_counter() - start, self.step_count == config.steps
 
     def _due(self, every):
@@ -135,7 +137,10 @@ class Trainer:
         return float(recent.sum()) / len(recent)
 
     def _record_validation(self, bar):
-        self.validations.append((self.step_count, self.validate()))
+        loss = self.validate()
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss after step {self.step_count:,} is {loss}: try a lower learning rate")
+        self.validations.append((self.step_count, loss))
         bar.write(f"step {self.step_count:,}: training {self._recent_loss():.4f}, "
                   f"validation {self.validations[-1][1]:.4f} nats per token")
 
@@ -179,12 +184,11 @@ class Trainer:
     def _draw_curve(self):
         """loss.png in the output folder, where matplotlib is installed."""
         try:
-            import matplotlib
+            from matplotlib.figure import Figure
         except ImportError:
             return
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        figure, axes = pyplot.subplots(figsize=(8, 4.5))
+        figure = Figure(figsize=(8, 4.5))
+        axes = figure.subplots()
         steps = np.arange(1, self.step_count + 1)
         axes.plot(steps, self.losses[:self.step_count], color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
         width = min(50, len(steps))
@@ -202,20 +206,22 @@ class Trainer:
             os.replace(part, self.out / "loss.png")
         except OSError:
             part.unlink(missing_ok=True)        # a picture is no reason to end a run
-        pyplot.close(figure)
 
 
 @contextmanager
 def _interruptible():
-    """An event that the first Ctrl-C (or SIGTERM) sets, so that a step can end; the second one interrupts as usual."""
+    """An event that the first Ctrl-C sets (or SIGTERM, or a closed terminal), so that a step can end; the second
+    interrupts as usual."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted                       # only the main thread may handle signals
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
 
     def handle(number, frame):
         interrupted.set()
+        tqdm.write("stopping after this step (again: at once, without saving)", file=sys.stderr)
         for number, handler in before.items():
             signal.signal(number, handler)
     for number in before:

@@ -188,6 +188,18 @@ def test_a_flipped_bit_anywhere_is_refused(path):
         assert_refused(path)
 
 
+def test_a_flipped_bit_that_json_forgives_is_refused(path):
+    whole = path.read_bytes()
+    assert whole.count(b"u4e16") == 1                   # 世, in one of its two spellings
+    path.write_bytes(whole.replace(b"u4e16", b"u4E16"))
+    assert_refused(path, "damaged")
+
+
+def test_json_without_an_end_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(save_safetensors({"x": np.ones(3, np.float32)}, {"minigpt": "[" * 100_000}))
+    assert_refused(tmp_path / "file")
+
+
 # What a program with other ideas could have written: the checksum is right, the content is not.
 @pytest.mark.parametrize("change", [dict(flavour=1), dict(n_head=5), dict(n_embd=24), dict(vocab_size="11"),
                                     dict(vocab_size=10 ** 15)], ids=str)

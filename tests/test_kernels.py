@@ -580,17 +580,31 @@ def test_attention_to_a_beginning_has_the_bits_of_attention_to_the_whole(T):
         assert same_bits(part, all_of_it)
 
 
+def attention_token_by_token(q, k, v, heads, T, scale):
+    B, D, out = len(q) // T, q.shape[1] // heads, np.empty_like(q)
+    keys, values = np.zeros((B, heads, D, (T + 15) // 16 * 16), np.float32), np.zeros((B, heads, T, D), np.float32)
+    one = np.empty((B, heads * D), np.float32)
+    for t in range(T):
+        attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, t, scale, one)
+        out[t::T] = one
+    return out
+
+
 @pytest.mark.parametrize("B, T, heads, D", ATTENTION_SHAPES + ((1, DEPTH + 20, 1, 8),))
 def test_attention_token_by_token_has_the_bits_of_attention_to_the_window(B, T, heads, D):
-    scale, (q, k, v) = scale_of(D), query_key_value(B, T, heads, D)
-    q[-1] = 0                                                            # signed zeros, too
-    v[:, 0] = -0.0
-    keys, values = np.zeros((B, heads, D, (T + 15) // 16 * 16), np.float32), np.zeros((B, heads, T, D), np.float32)
-    stepwise, one = np.empty((B, T, heads * D), np.float32), np.empty((B, heads * D), np.float32)
-    for t in range(T):
-        attend_one(*(x.reshape(B, T, -1)[:, t].copy() for x in (q, k, v)), keys, values, t, scale, one)
-        stepwise[:, t] = one
-    assert same_bits(stepwise.reshape(B * T, -1), forward_attention(q, k, v, heads, T, scale)[0])
+    arguments = (*query_key_value(B, T, heads, D), heads, T, scale_of(D))
+    assert same_bits(attention_token_by_token(*arguments), forward_attention(*arguments)[0])
+
+
+def test_a_sum_that_vanishes_is_the_same_zero_token_by_token():
+    T, D = 2 * BLOCK + 1, 8
+    q, k, v = query_key_value(1, T, 1, D)
+    q[:], k[0] = 1, 4                                   # the first token weighs most, all others below one half:
+    v[:] = np.copysign(np.float32(1e-45), v)            # half of the smallest number is 0, of either sign,
+    v[0] = 0                                            # and the next product, even with weight 0, may turn it
+    out, _, _ = forward_attention(q, k, v, 1, T, scale_of(D))
+    assert (out == 0).all()
+    assert same_bits(attention_token_by_token(q, k, v, 1, T, scale_of(D)), out)
 
 
 # --- element by element -----------------------------------------------------------------------------------------------

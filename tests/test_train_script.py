@@ -371,7 +371,8 @@ def test_a_sample_that_cannot_be_prints_no_text(options, trained, capsys):
 # --- from outside -----------------------------------------------------------------------------------------------------
 
 def start(*words, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), **variables}
+    """One thread: the bits are the same, and on a busy machine two would wait for each other."""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "NUMBA_NUM_THREADS": "1", **variables}
     return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 

@@ -169,7 +169,7 @@ def sum_of_squares(x):
 
 # --- softmax and cross-entropy ----------------------------------------------------------------------------------------
 
-@njit
+@njit(cache=True)
 def softmax_row(x, at, count, width, scale):
     """x[at : at + count] becomes e^(scale * x - peak); up to `width` follow zeros.  Returns peak, the largest, and the sum.
 
