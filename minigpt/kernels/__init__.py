@@ -1,9 +1,15 @@
 """The arithmetic of the network: everything that depends on an order of floating-point operations happens here."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
 from numba import get_num_threads, set_num_threads
+
+# Threads that wait for each other do so in a loop, for milliseconds, before they sleep.  Between two kernels some microseconds
+# are enough; and on a machine where others want the cores, too, the loop's full length makes training 100 times slower.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 LITTLE_WORK = 2 ** 18       # multiply-adds of one matrix product
 
