@@ -1,0 +1,170 @@
+"""Bytes through the GPT and the range coder, and back.
+
+A block of bytes is cut into S streams that advance in lockstep, so that one pass of the model serves S symbols; the one
+range coder takes the streams in turn.  Each stream moves through windows of T = block_size tokens, and the second half of
+a window is the first half, the context, of the next:
+
+    stream    ─────────────────────────────────────────▶
+    window 1  [ new    new  ]
+    window 2         [ known  new ]
+    window 3                [ known  new ]
+
+The decoder must see what the encoder saw.  The encoder has all symbols and runs a window at once; the decoder gets them one
+by one and asks the model's cached step.  That both arrive at the same integers is what the kernels' fixed order is for.
+"""
+
+import numpy as np
+
+from minigpt.model import GPT, GPTConfig
+from minigpt.optimizer import Optimizer, OptimizerConfig
+
+from .frequencies import to_frequencies
+from .range_coder import Decoder, Encoder
+
+START = 10                  # what a stream is said to follow: a line break
+ROWS_AT_ONCE = 4096         # tokens that go through the model together when encoding; bounds the memory
+LEARN_STEPS = 2 ** 62       # online learning has no last step
+
+# Part of the format: both sides must cut and learn alike.  More streams are faster, but each starts without a context, and
+# the fewer symbols pass between two steps of learning, the better.
+MOST_STREAMS = {"static": 64, "online": 16, "scratch": 8}
+ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
+SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
+SCRATCH_SEED = 1
+SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=0.0)
+
+
+class Predictor:
+    """A GPT that is asked for the next symbols' frequencies and told what they were.
+
+    With an optimiser it goes on learning, from every window that is full; the same calls on both sides leave the same model.
+    """
+
+    def __init__(self, model, most_streams, learning=None):
+        if model.config.vocab_size != 256:
+            raise ValueError(f"the model must predict bytes (256 tokens), but it knows {model.config.vocab_size} tokens")
+        self.model, self.most_streams = model, most_streams
+        self.optimizer = Optimizer(model, learning, LEARN_STEPS) if learning else None
+
+    def streams(self, size):
+        """S: how many streams a block of `size` bytes is cut into."""
+        return max(1, min(size // 1024, self.most_streams))
+
+    def window(self, inputs, first):
+        """Frequencies (T - first, S, 256) of what follows inputs[:, first:] in the window inputs (S, T), all at once."""
+        S, T = inputs.shape
+        frequencies = np.empty((T - first, S, 256), np.uint32)
+        together = max(1, ROWS_AT_ONCE // T)
+        for s in range(0, S, together):
+            logits = self.model.forward(inputs[s:s + together])[:, first:]
+            for row, stream in enumerate(logits):
+                frequencies[:, s + row] = to_frequencies(stream)
+        return frequencies
+
+    def open(self, inputs):
+        """Begin a window with inputs (S, t): frequencies (S, 256) of what follows the last of them."""
+        self._cache = self.model.new_cache(len(inputs))
+        return to_frequencies(np.ascontiguousarray(self.model.forward(inputs, cache=self._cache)[:, -1]))
+
+    def step(self, symbols):
+        """Go on with symbols (S,) in the window that was opened: frequencies (S, 256) of what follows them."""
+        return to_frequencies(self.model.step(symbols, self._cache))
+
+    def told(self, inputs, targets):
+        """A window has passed: its inputs (S, T) and what followed each of them.  Learn from it, if it is full."""
+        if self.optimizer and inputs.shape[1] == self.model.config.block_size:
+            self.model.loss(inputs, targets)
+            self.model.backward()
+            self.optimizer.step()
+
+
+def static(model):
+    """Predict with a trained model as it is."""
+    return Predictor(model, MOST_STREAMS["static"])
+
+
+def online(model):
+    """Predict with a trained model that goes on learning from what it has just coded.  The model given is not changed."""
+    copy = GPT(model.config, seed=None)
+    for name, parameter in model.parameters().items():
+        copy.parameters()[name].data[...] = parameter.data
+    return Predictor(copy, MOST_STREAMS["online"], ONLINE)
+
+
+def scratch():
+    """Predict with a model that knows nothing but its seed, and learns: nothing is shared but this program."""
+    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING)
+
+
+def windows(length, T):
+    """(start, first, stop) of each window over streams of that length: its inputs are [start, stop), new from `first` on."""
+    start, first = 0, 0
+    while True:
+        stop = min(start + T, length)
+        yield start, first, stop
+        if stop == length:
+            return
+        first = T // 2                          # known from the window before
+        start = stop - first
+
+
+class Streams:
+    """The layout of a block: S streams of equal length, but the first `longer` ones have one symbol more."""
+
+    def __init__(self, size, S):
+        self.S, self.length, self.longer = S, -(-size // S), size % S or S
+        lengths = np.full(S, self.length)
+        lengths[self.longer:] -= 1
+        self.starts = np.cumsum(lengths) - lengths
+
+    def active(self, t):
+        """How many streams have a symbol at place t."""
+        return self.S if t < self.length - 1 else self.longer
+
+    def places(self, size):
+        """(S, length): where in the block each symbol stands; a place past a stream's end repeats one near it."""
+        return np.minimum(self.starts[:, None] + np.arange(self.length), size - 1)
+
+
+def encode_block(predictor, data, progress=lambda count, taken: None):
+    """The code (bytes) of data (bytes, at least one).  progress(symbols, bytes) is called after each window: how many
+    symbols it had, and how long the code is by now."""
+    layout, encoder = Streams(len(data), predictor.streams(len(data))), Encoder()
+    symbols = np.frombuffer(data, np.uint8)[layout.places(len(data))].astype(np.int64)      # (S, length)
+    inputs = np.concatenate([np.full((layout.S, 1), START), symbols[:, :-1]], axis=1)
+    for start, first, stop in windows(layout.length, predictor.model.config.block_size):
+        frequencies = predictor.window(inputs[:, start:stop], first)
+        done = 0
+        for t in range(start + first, stop):
+            active = layout.active(t)
+            encoder.encode(frequencies[t - start - first, :active], symbols[:active, t])
+            done += active
+        if stop < layout.length:
+            predictor.told(inputs[:, start:stop], symbols[:, start:stop])
+        progress(done, len(encoder))
+    return encoder.finish()
+
+
+def decode_block(predictor, code, size, progress=lambda count: None):
+    """The `size` bytes that `encode_block` made the code of.  A damaged code gives some other bytes, or ValueError."""
+    layout, decoder = Streams(size, predictor.streams(size)), Decoder(code)
+    symbols = np.zeros((layout.S, layout.length), np.int64)
+    inputs = np.concatenate([np.full((layout.S, 1), START), symbols], axis=1)               # one place ahead of symbols
+    for start, first, stop in windows(layout.length, predictor.model.config.block_size):
+        done = 0
+        for t in range(start + first, stop):
+            if t == start + first:
+                frequencies = predictor.open(inputs[:, start:t + 1])
+            else:
+                frequencies = predictor.step(inputs[:, t])
+            active = layout.active(t)
+            symbols[:active, t] = decoder.decode(frequencies[:active])
+            inputs[:active, t + 1] = symbols[:active, t]
+            done += active
+        if decoder.overrun:
+            raise ValueError("the code ends too early")
+        if stop < layout.length:                # at the block's end some streams may be one symbol short
+            predictor.told(inputs[:, start:stop], symbols[:, start:stop])
+        progress(done)
+    return np.concatenate([stream[:layout.length - (s >= layout.longer)] for s, stream in enumerate(symbols)]
+                          ).astype(np.uint8).tobytes()

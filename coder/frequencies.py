@@ -1,0 +1,44 @@
+"""From logits to the integer frequencies that the range coder works with.
+
+    f_i = floor(e^(logit_i - largest logit) * 2^BITS) + 1
+
+Each is one conversion: no float is added to another, so there is no order to agree on.  The division by the sum, which
+turns the e's into probabilities, is the range coder's, in integers.  The + 1 lets every symbol be coded, however unlikely
+the model finds it; it takes from the others at most V / 2^BITS of their share, for V = 256 less than 0.0001 bits a symbol.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from minigpt.kernels.lanes import LANES, exp, lane_max, load_part, maximum, splat, store_part
+
+BITS = 22       # V * (2^BITS + 1) must not exceed the range coder's largest total, 2^32
+LOWEST = np.float32(-np.inf)
+
+
+def to_frequencies(logits):
+    """frequencies (N, V) uint32, each from 1 to 2^BITS + 1, of logits (N, V) float32.  A NaN counts as minus infinity."""
+    frequencies = np.empty(logits.shape, np.uint32)
+    _to_frequencies(logits, frequencies)
+    return frequencies
+
+
+@njit(parallel=True, cache=True)
+def _to_frequencies(logits, frequencies):
+    for i in prange(logits.shape[0]):
+        _row(logits, i, frequencies)
+
+
+@njit
+def _row(logits, i, frequencies):
+    V = logits.shape[1]
+    peaks = splat(LOWEST)
+    for c in range(0, V, LANES):
+        peaks = maximum(load_part(logits, i * V + c, V - c, LOWEST), peaks)
+    peak = splat(lane_max(peaks))
+    scaled = np.empty(V, np.float32)
+    for c in range(0, V, LANES):
+        e = exp(load_part(logits, i * V + c, V - c, LOWEST) - peak)
+        store_part(scaled, c, V - c, e * splat(np.float32(2 ** BITS)))
+    for c in range(V):
+        frequencies[i, c] = np.uint32(1) + (np.uint32(scaled[c]) if scaled[c] >= np.float32(0) else np.uint32(0))

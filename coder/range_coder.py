@@ -1,0 +1,251 @@
+"""A range coder: arithmetic coding (intervals.py) in integers of 64 bits, a byte at a time.  No float anywhere.
+
+The interval of intervals.py soon needs more digits than any integer has, but its first digits hardly change any more.
+So of the interval [low, low + range) only a window of 64 bits is kept: whenever the range has become a byte narrower,
+the first byte of low leaves and the window moves down by a byte [Martin 1979; Schindler 1998].  When n bytes have left,
+and `code` is the integer that they spell, the interval in units of 2^-(64 + 8n) is
+    code * 2^64 + [low, low + range)
+and between two symbols
+    2^56 <= range < 2^64,  0 <= low < 2^64             the window has moved as far as it can            (1)
+    code * 2^64 + low + range <= 2^(64 + 8n)           the interval lies inside [0, 1)                  (2)
+
+Carry.  low may grow past 2^64: then 1 is added to the code, although it has left.  By (2) the code is not all 0xFF
+then, so the carry ends at some byte before it runs off the front.  By (1) low + range < 2^65, so the same code is never
+carried into twice.  Hence a byte is carried into at most once, and all carries together cost O(1) a byte.
+
+Limits.  A symbol is known to the coder as start (the sum of the frequencies before it) and size (its own), of a total:
+    step = floor(range / total),  low += step * start,  range = step * size
+It gets size / total of the range, less what the floor drops.  As step > range / total - 1, the new range is at least
+1 - total / range >= 1 - total / 2^56 of the exact one, by (1).  With total <= LARGEST_TOTAL = 2^32:
+    step >= 2^24                                       a range is never empty; 4 bytes leave at most    (3)
+    loss <= 1.4427 * total / 2^56 < 1e-7 bits a symbol (with total <= 2^24: < 4e-10)                    (4)
+That is less than 0.001 % of any symbol that costs 0.01 bits or more, and 500 million cheaper ones lose less than 7
+bytes together.  (Up to a total of 2^56 all would still decode, but a symbol could lose a bit or more.)
+
+End.  By (1) the interval holds a multiple of 2^56, which one byte more, or none, names if zeros are read behind it.  So
+the code only points into its interval: it takes at most a byte more than the interval asks for, but the reader must
+know where it ends.  Whoever writes several codes into one file writes their lengths too.
+"""
+
+import numpy as np
+from numba import njit
+
+LARGEST_TOTAL = 2 ** 32
+WINDOW = 8                              # bytes
+FIRST_RANGE = np.uint64(2 ** 64 - 1)
+LEAST_RANGE = np.uint64(2 ** 56)
+BYTE, TOP = np.uint64(8), np.uint64(56)         # bits: to the next byte, and to the window's first byte
+LOW, RANGE, LENGTH = 0, 1, 2                    # the encoder's state (3,) uint64; LENGTH: how many bytes have left
+OFFSET, RANGE, STEP, POSITION = 0, 1, 2, 3      # the decoder's state (4,) uint64; POSITION: how many were read
+
+
+# --- one symbol, for models that run in Numba -------------------------------------------------------------------------
+# Where uint64 meets int64, Numba takes float64 or int64, depending on its version, and neither will do: so every number
+# is made a uint64 first.
+
+@njit(cache=True)
+def start_encoding():
+    """state, out: the encoder's state and its buffer, for `encode_symbol`."""
+    state = np.zeros(3, np.uint64)
+    state[RANGE] = FIRST_RANGE
+    return state, np.empty(1024, np.uint8)
+
+
+@njit(cache=True)
+def encode_symbol(state, out, start, size, total):
+    """Narrow to [start, start + size) of total, integers, and return the buffer: a larger one if need be.
+
+    ValueError unless 0 <= start < start + size <= total <= LARGEST_TOTAL.
+    """
+    start, size, total = np.uint64(start), np.uint64(size), np.uint64(total)
+    if not (start < total <= np.uint64(LARGEST_TOTAL) and np.uint64(1) <= size <= total - start):
+        raise ValueError("a symbol needs 0 <= start < start + size <= total <= LARGEST_TOTAL")
+    step = state[RANGE] // total
+    low, width, length = state[LOW] + step * start, step * size, np.int64(state[LENGTH])
+    if low < state[LOW]:                                    # it went past 2^64, and wrapped
+        _carry(out, length)
+    if length + WINDOW > len(out):                          # doubled, so that all copying costs O(1) a byte
+        out = np.concatenate((out, np.empty_like(out)))
+    while width < LEAST_RANGE:
+        out[length] = low >> TOP
+        low, width, length = low << BYTE, width << BYTE, length + 1
+    state[LOW], state[RANGE], state[LENGTH] = low, width, length
+    return out
+
+
+@njit(cache=True)
+def _carry(out, length):
+    """Add 1 to the number that the bytes out[:length] spell."""
+    last = length - 1
+    while out[last] == 0xFF:                                # not past the front: (2)
+        out[last] = 0
+        last -= 1
+    out[last] += np.uint8(1)
+
+
+@njit(cache=True)
+def finish_encoding(state, out):
+    """The code of all symbols so far, a fresh array (bytes,) uint8.  Changes nothing: more symbols may follow."""
+    low, length = state[LOW], np.int64(state[LENGTH])
+    code = out[:length + 1].copy()                          # out has room: of the WINDOW bytes free, (3) took 4
+    end = low + (state[RANGE] - np.uint64(1))               # the last number inside
+    if end < low:                                           # 2^64 is inside: the code plus 1, with zeros behind
+        _carry(code, length)
+    if end < low or not low:
+        return code[:length]
+    code[length] = end >> TOP                               # the last multiple of 2^56 that is <= end, >= low by (1)
+    return code
+
+
+@njit(cache=True)
+def start_decoding(code):
+    """The decoder's state, for `decode_target` and `decode_symbol`.  code is an array (bytes,) uint8."""
+    state = np.zeros(4, np.uint64)
+    state[RANGE] = FIRST_RANGE
+    for _ in range(WINDOW):
+        _read(state, code)
+    return state
+
+
+@njit(cache=True)
+def _read(state, code):
+    """Move the window down by one byte; past the end of the code there are zeros."""
+    at = state[POSITION]
+    byte = np.uint64(code[at]) if at < np.uint64(len(code)) else np.uint64(0)
+    state[OFFSET], state[POSITION] = state[OFFSET] << BYTE | byte, at + np.uint64(1)
+
+
+# The decoder keeps offset = number - low, with the number that the code names.  As low <= number < low + range,
+#     0 <= offset < range                                                                               (5)
+# and the symbol is the one with start <= offset / step < start + size.  A damaged code may break (5), and the quotient
+# be total or more.  It is cut to total - 1, so that there always is a symbol; everything else wraps around.
+@njit(cache=True)
+def decode_target(state, total):
+    """An integer (uint64) in [0, total): the next symbol is the one with start <= target < start + size.
+
+    ValueError unless 1 <= total <= LARGEST_TOTAL.
+    """
+    total = np.uint64(total)
+    if not np.uint64(1) <= total <= np.uint64(LARGEST_TOTAL):
+        raise ValueError("a total must lie in 1..LARGEST_TOTAL")
+    state[STEP] = state[RANGE] // total
+    return min(state[OFFSET] // state[STEP], total - np.uint64(1))
+
+
+@njit(cache=True)
+def decode_symbol(state, code, start, size):
+    """Narrow to the symbol in which the last target fell, as the encoder did.  ValueError if size is 0."""
+    state[OFFSET] -= state[STEP] * np.uint64(start)
+    state[RANGE] = state[STEP] * np.uint64(size)
+    if not state[RANGE]:
+        raise ValueError("a symbol needs a size of 1 or more")
+    while state[RANGE] < LEAST_RANGE:
+        state[RANGE] <<= BYTE
+        _read(state, code)
+
+
+def overrun(state, code):
+    """How many bytes the decoder has missed: read past the end, beyond the WINDOW that any whole code allows.
+
+    More than 0 proves that the code was cut off or damaged.  0 proves nothing: for that, keep a checksum.
+    """
+    return max(0, int(state[POSITION]) - len(code) - WINDOW)
+
+
+# --- many symbols, each with frequencies of its own -------------------------------------------------------------------
+
+class Encoder:
+    def __init__(self):
+        self._state, self._out = start_encoding()
+
+    def encode(self, frequencies, symbols):
+        """Append symbols (N,), any integers, of which the i-th has the frequencies frequencies[i]: (N, V) uint32.
+
+        ValueError, with nothing appended, unless 0 <= symbol < V, each frequency >= 1, each row's sum <= LARGEST_TOTAL.
+        """
+        frequencies, totals = _checked(frequencies)
+        N, V = frequencies.shape
+        symbols = np.asarray(symbols)
+        if symbols.shape != (N,) or symbols.dtype.kind not in "iu":
+            raise ValueError(f"expected {N} integers, a symbol for each row of frequencies, but found an array "
+                             f"{symbols.shape} of {symbols.dtype}")
+        if N and not 0 <= symbols.min() <= symbols.max() < V:
+            raise ValueError(f"symbols must lie in 0..{V - 1}, but go from {symbols.min()} to {symbols.max()}")
+        self._out = _encode(self._state, self._out, frequencies, totals, symbols.astype(np.int64))
+
+    def __len__(self):
+        """How many bytes have left so far; `finish` gives at most one more."""
+        return int(self._state[LENGTH])
+
+    def finish(self):
+        """The code (bytes) of all symbols so far.  Changes nothing: more symbols may follow."""
+        return finish_encoding(self._state, self._out).tobytes()
+
+
+class Decoder:
+    def __init__(self, data):
+        self._code = np.frombuffer(bytes(data), np.uint8)
+        self._state = start_decoding(self._code)
+
+    def decode(self, frequencies):
+        """The next N symbols (int64), from the frequencies (N, V) uint32 that they were encoded with.
+
+        Never fails on a damaged code: it gives some symbols.  Afterwards see `overrun`, and check a checksum.
+        """
+        return _decode(self._state, self._code, *_checked(frequencies))
+
+    @property
+    def overrun(self):
+        """Bytes that were missing so far; more than 0 proves that the code was cut off or damaged."""
+        return overrun(self._state, self._code)
+
+
+def _checked(frequencies):
+    """frequencies, contiguous, and the sum of each row (N,) uint64."""
+    frequencies = np.asarray(frequencies)
+    if frequencies.ndim != 2 or frequencies.dtype != np.uint32:
+        raise ValueError(f"frequencies must be (N, V) of uint32, not {frequencies.shape} of {frequencies.dtype}")
+    frequencies = np.ascontiguousarray(frequencies)
+    totals = _totals(frequencies)
+    if not totals.all():
+        raise ValueError(f"row {np.argmin(totals)} of frequencies cannot be coded with: each frequency must be 1 or "
+                         f"more, and their sum at most {LARGEST_TOTAL}")
+    return frequencies, totals
+
+
+@njit(cache=True)
+def _totals(frequencies):
+    """The sum of each row, or 0 where a frequency is 0 or the sum is more than LARGEST_TOTAL."""
+    N, V = frequencies.shape
+    totals = np.zeros(N, np.uint64)
+    for i in range(N):
+        total, least = np.uint64(0), np.uint32(1)
+        for f in frequencies[i]:
+            total, least = total + np.uint64(f), min(least, f)
+        if least and total <= np.uint64(LARGEST_TOTAL):
+            totals[i] = total
+    return totals
+
+
+@njit(cache=True)
+def _encode(state, out, frequencies, totals, symbols):
+    for i in range(len(symbols)):
+        start = np.uint64(0)
+        for f in frequencies[i, :symbols[i]]:
+            start += np.uint64(f)
+        out = encode_symbol(state, out, start, frequencies[i, symbols[i]], totals[i])
+    return out
+
+
+@njit(cache=True)
+def _decode(state, code, frequencies, totals):
+    symbols = np.empty(len(totals), np.int64)
+    for i in range(len(symbols)):
+        target = decode_target(state, totals[i])
+        symbol, start = 0, np.uint64(0)
+        while start + np.uint64(frequencies[i, symbol]) <= target:      # ends, since target < the sum of all
+            start += np.uint64(frequencies[i, symbol])
+            symbol += 1
+        decode_symbol(state, code, start, frequencies[i, symbol])
+        symbols[i] = symbol
+    return symbols

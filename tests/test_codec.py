@@ -1,0 +1,332 @@
+"""Bytes through model and range coder, and back: windows, streams, both ways to predict, and codes that stay the same."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llvmlite import binding
+
+from coder import codec
+from coder.codec import START, Predictor, Streams, decode_block, encode_block, windows
+from coder.compressor import decompress
+from coder.container import read
+from minigpt.checkpoint import fingerprint
+from minigpt.model import GPT, GPTConfig
+from tests import golden_coder
+from tests.golden_coder import LICENSE, TEXT, TINY, taught
+
+PREDICTORS = {
+    "static": lambda model: codec.static(model),
+    "online": lambda model: codec.online(model),
+    "scratch": lambda model: Predictor(GPT(model.config, codec.SCRATCH_SEED), codec.MOST_STREAMS["scratch"], codec.SCRATCH_LEARNING),
+}
+CONFIGS = {
+    "tiny": TINY,
+    "one token": replace(TINY, block_size=1),
+    "two tokens": replace(TINY, block_size=2),
+    "three tokens": replace(TINY, block_size=3),
+    "odd": replace(TINY, block_size=7, n_embd=20, n_layer=2),
+    "gpt-2": replace(TINY, position="learned", norm="layer", activation="gelu", qk_norm=False, bias=True, tied=True),
+    "norm last": replace(TINY, norm_order="last", dropout=0.5),
+}
+everywhere = pytest.mark.parametrize("mode", PREDICTORS)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape)
+
+
+def text(size):
+    return (TEXT * (size // len(TEXT) + 1))[:size]
+
+
+def round_trip(make, data):
+    """The code of data, which a second predictor, made alike, has decoded again; and both predictors."""
+    encoder, decoder = make(), make()
+    code = encode_block(encoder, data)
+    assert decode_block(decoder, code, len(data)) == data
+    return code, encoder, decoder
+
+
+# --- windows and streams ----------------------------------------------------------------------------------------------
+
+window_sizes = given(length=st.integers(1, 200), T=st.integers(1, 24))
+
+
+@window_sizes
+def test_windows_code_every_place_once_and_in_order(length, T):
+    new = [place for start, first, stop in windows(length, T) for place in range(start + first, stop)]
+    assert new == list(range(length))
+
+
+@window_sizes
+def test_a_window_is_never_longer_than_the_model_can_take(length, T):
+    assert all(0 <= start < stop <= start + T for start, _, stop in windows(length, T))
+
+
+@window_sizes
+def test_every_window_but_the_last_is_full(length, T):
+    *full, _ = windows(length, T)
+    assert all(stop - start == T for start, _, stop in full)
+
+
+@window_sizes
+def test_the_first_window_knows_nothing_and_the_others_know_half(length, T):
+    (_, first, _), *others = windows(length, T)
+    assert first == 0 and all(known == T // 2 for _, known, _ in others)
+
+
+@given(size=st.integers(1, 5000), S=st.integers(1, 70))
+def test_streams_are_the_block_cut_into_parts_of_nearly_one_length(size, S):
+    layout, parts = Streams(size, S), np.array_split(np.arange(size), S)
+    assert layout.length == len(parts[0])
+    assert layout.starts.tolist() == np.cumsum([0, *map(len, parts[:-1])]).tolist()
+    assert [layout.active(t) for t in range(layout.length)] == [sum(len(part) > t for part in parts)
+                                                                for t in range(layout.length)]
+
+
+@given(size=st.integers(1, 5000), S=st.integers(1, 70))
+def test_streams_hold_each_byte_once(size, S):
+    layout = Streams(size, S)
+    places = layout.places(size)
+    assert places.shape == (S, layout.length) and 0 <= places.min() and places.max() < size
+    held = [place for t in range(layout.length) for place in places[:layout.active(t), t]]
+    assert sorted(held) == list(range(size))
+
+
+@pytest.mark.parametrize("mode, most", [("static", 64), ("online", 16), ("scratch", 8)])
+def test_the_number_of_streams_follows_from_the_size(mode, most):
+    """Part of the format: a change here closes every file there is."""
+    predictor = PREDICTORS[mode](taught())
+    for size, S in (1, 1), (1024, 1), (2047, 1), (2048, 2), (8 * 1024, 8), (1024 * most + 1023, most), (2 ** 24, most):
+        assert predictor.streams(size) == S
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode, size", [
+    *(("static", size) for size in (1, 2, 15, 16, 17, 24, 25, 1023, 1024, 1025, 2047, 2048, 2049, 5001)),
+    *((mode, size) for mode in ("online", "scratch") for size in (1, 2, 16, 17, 24, 25, 1025, 2049, 3071)),
+])
+def test_a_block_comes_back(mode, size):
+    round_trip(lambda: PREDICTORS[mode](taught()), text(size))
+
+
+@everywhere
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_block_comes_back_whatever_the_model(mode, name):
+    model = GPT(CONFIGS[name], seed=3)
+    round_trip(lambda: PREDICTORS[mode](model), noise(41).astype(np.uint8).tobytes() + text(60))
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.binary(min_size=1, max_size=120))
+def test_any_bytes_come_back(data):
+    round_trip(lambda: codec.online(taught()), data)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@everywhere
+@pytest.mark.parametrize("factor", [0.0, 1e4, 1e30, np.nan])
+def test_a_model_that_is_out_of_its_mind_costs_bits_but_no_bytes(mode, factor):
+    """All logits alike, all but one symbol at the least frequency, and NaN wherever it goes."""
+    model = GPT(TINY, seed=3)
+    model.parameters()["head.weight"].data *= np.float32(factor)
+    round_trip(lambda: PREDICTORS[mode](model), text(90))
+
+
+@everywhere
+def test_blocks_one_after_the_other_come_back(mode):
+    encoder, decoder = (PREDICTORS[mode](taught()) for _ in range(2))
+    for block in (text(300), b"x", noise(100).astype(np.uint8).tobytes(), text(77)):
+        assert decode_block(decoder, encode_block(encoder, block), len(block)) == block
+
+
+# --- both ways to predict give the same integers ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("S", [1, 2, 5])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_symbol_by_symbol_gives_the_frequencies_of_the_whole_window(name, S):
+    predictor = codec.static(GPT(CONFIGS[name], seed=3))
+    T = predictor.model.config.block_size
+    inputs = noise(S, T)
+    for first in {0, T // 2, T - 1}:
+        by_symbol = [predictor.open(inputs[:, :first + 1])] + [predictor.step(inputs[:, t]) for t in range(first + 1, T)]
+        assert (np.stack(by_symbol) == predictor.window(inputs, first)).all()
+
+
+def test_streams_that_pass_through_the_model_in_turns_have_the_same_frequencies(monkeypatch):
+    predictor, inputs = codec.static(taught()), noise(7, 16)
+    together = predictor.window(inputs, 8)
+    for rows in (1, 32, 64):
+        monkeypatch.setattr(codec, "ROWS_AT_ONCE", rows)
+        assert (predictor.window(inputs, 8) == together).all()
+
+
+def cross_entropy(model, data, S):
+    """Bits that data costs by the model's exact probabilities, float64, in the windows that the codec cuts."""
+    bits = 0.0
+    for stream in np.array_split(np.frombuffer(data, np.uint8).astype(np.int64), S):
+        inputs = np.concatenate([[START], stream[:-1]])
+        for start, first, stop in windows(-(-len(data) // S), model.config.block_size):
+            logits = model.forward(inputs[None, start:stop])[0, first:].astype(np.float64)
+            peak = logits.max(axis=1)
+            log_total = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
+            symbols = stream[start + first:stop]
+            bits += (log_total - logits[np.arange(len(symbols)), symbols]).sum() / np.log(2)
+    return bits
+
+
+@pytest.mark.parametrize("size, S", [(1000, 1), (3001, 2), (8000, 7)])
+def test_a_static_code_is_as_long_as_the_cross_entropy(size, S):
+    model = taught()
+    bits = cross_entropy(model, text(size), S)
+    code = encode_block(codec.static(model), text(size))
+    assert bits / 8 - 1 < len(code) < 1.0005 * bits / 8 + 64
+
+
+def test_what_the_model_knows_takes_less_than_noise_does():
+    codes = [len(encode_block(codec.static(taught()), data)) for data in (LICENSE, noise(len(LICENSE)).astype(np.uint8).tobytes())]
+    assert codes[0] < 0.8 * len(LICENSE) < codes[1]
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["online", "scratch"])
+def test_encoder_and_decoder_learn_the_same_bits(mode):
+    _, encoder, decoder = round_trip(lambda: PREDICTORS[mode](taught()), text(2500))
+    assert fingerprint(encoder.model) == fingerprint(decoder.model)
+
+
+@everywhere
+def test_the_model_that_was_given_stays_as_it_was(mode):
+    model = GPT(TINY, seed=3)
+    before = fingerprint(model)
+    round_trip(lambda: PREDICTORS[mode](model), text(200))
+    assert fingerprint(model) == before
+
+
+def test_online_learns_from_every_full_window():
+    seen = []
+    for size in (16, 17, 24, 25):           # after a window of 16 each brings 8, and nobody learns from the last one
+        predictor = codec.online(taught())
+        encode_block(predictor, text(size))
+        seen.append(predictor.optimizer.step_count)
+    assert seen == [0, 1, 1, 2]
+
+
+def test_learning_pays_on_what_repeats_itself():
+    repetitive = b"0123456789abcdef" * 60
+    static, online = (len(encode_block(PREDICTORS[mode](GPT(TINY, seed=3)), repetitive)) for mode in ("static", "online"))
+    assert online < 0.95 * static
+
+
+@everywhere
+def test_blocks_are_independent_only_if_nothing_learns(mode):
+    predictor = PREDICTORS[mode](taught())
+    first, again = encode_block(predictor, text(200)), encode_block(predictor, text(200))
+    assert (first == again) == (mode == "static")
+
+
+THREADS = """
+import sys
+import numba
+from coder import codec
+from minigpt.model import GPT, GPTConfig
+from tests.golden_coder import TEXT
+
+model = GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=64), 3)        # enough work for two
+codes = []
+for predict in (codec.static, codec.online):
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        codes.append(codec.encode_block(predict(model), TEXT))
+    numba.set_num_threads(2)
+    assert codes[-1] == codes[-2], "encoded with 1 and with 2 threads"
+    assert codec.decode_block(predict(model), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
+"""
+
+
+@pytest.mark.slow
+def test_one_thread_encodes_and_two_decode():
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", THREADS], env=environment, cwd=Path(__file__).parents[1],
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("vocab_size", [65, 255, 257])
+@pytest.mark.parametrize("mode", ["static", "online"])
+def test_a_model_that_does_not_predict_bytes_is_refused(mode, vocab_size):
+    with pytest.raises(ValueError, match=f"knows {vocab_size} tokens"):
+        PREDICTORS[mode](GPT(GPTConfig(vocab_size=vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=16)))
+
+
+@everywhere
+@pytest.mark.parametrize("length", [0, 1, 30])
+def test_a_code_that_is_much_too_short_is_noticed(mode, length):
+    code = encode_block(PREDICTORS[mode](taught()), text(1500))
+    with pytest.raises(ValueError, match="ends too early"):
+        decode_block(PREDICTORS[mode](taught()), code[:length], 1500)
+
+
+@everywhere
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_in_place_of_a_code_gives_some_bytes(mode, seed):
+    code = noise(400, seed=seed).astype(np.uint8).tobytes()
+    assert len(decode_block(PREDICTORS[mode](taught()), code, 100)) == 100
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [1, 40, 3001])
+def test_progress_adds_up_to_the_block(size):
+    encoded, lengths, decoded = [], [], []
+    code = encode_block(codec.static(taught()), text(size), lambda count, taken: (encoded.append(count), lengths.append(taken)))
+    decode_block(codec.static(taught()), code, size, decoded.append)
+    assert sum(encoded) == sum(decoded) == size and encoded == decoded
+    assert lengths == sorted(lengths) and lengths[-1] <= len(code) <= lengths[-1] + 1
+
+
+# --- golden -----------------------------------------------------------------------------------------------------------
+
+# A change here is a new format: whoever has a compressed file can no longer open it.
+EXPECTED = {
+    "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
+    "online: code": "a0c902fffb59ebb1210e058350c99b0adb44d9d7e650d6f1c9f4f0f97f4589a0",
+    "scratch: file": "cf17bf03db04f47fabc7f8c251db492e756a649b8d1930662c6d014d9a81e887",
+    "scratch: decoded": "bfc860b8bbbd281bc7fab13d473b8525206ab32eb8258be0b38e9559770fb1a7",
+}
+
+
+def test_the_file_of_today_opens_for_ever():
+    """tests/data/license.mgz, made when the format was."""
+    file = golden_coder.FILE.read_bytes()
+    header, (block,) = read(file)
+    assert (header.mode, header.length, block.stored) == ("scratch", len(TEXT), False)
+    assert decompress(file, find_model=None) == TEXT
+
+
+@pytest.mark.slow
+def test_this_machine_computes_the_golden_codes():
+    assert golden_coder.digests() == EXPECTED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
+@pytest.mark.skipif(not binding.get_host_cpu_features().get("avx2"), reason="this machine has no avx2")
+def test_code_for_another_processor_computes_the_golden_codes(tmp_path):
+    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, golden_coder.__file__], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == EXPECTED

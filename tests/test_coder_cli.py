@@ -1,0 +1,551 @@
+"""What a person does with python -m coder: compress, decompress, look, be told what is wrong, and stop."""
+
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coder import __main__ as command_line
+from coder import codec
+from coder.compressor import compress, short_fingerprint
+from coder.container import read
+from minigpt.checkpoint import save_checkpoint
+from minigpt.model import GPT
+from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+from tests.golden_coder import LICENSE, TINY, taught
+
+TEXT = 2 * LICENSE
+MODEL = Path("out/model.safetensors")
+modes = pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path):
+    """A folder with a text and a model that reads English; signals as in a terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(codec, "SCRATCH", TINY)
+    Path("text").write_bytes(LICENSE)
+    save(MODEL, taught())
+    before = {name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+def save(path, model):
+    """With a time stamp later than that of any model before it."""
+    save_checkpoint(path, model, ByteTokenizer())
+    save.count = getattr(save, "count", 0) + 1
+    os.utime(path, (10 ** 9 + save.count, 10 ** 9 + save.count))
+    return path
+
+
+def coder(*words):
+    command_line.main([str(word) for word in words])
+
+
+def says(*words):
+    """The one line with which it exits with 1."""
+    with pytest.raises(SystemExit) as caught:
+        coder(*words)
+    assert isinstance(caught.value.code, str)               # sys.exit(sentence) prints it and exits with 1
+    assert re.fullmatch("coder: .+", caught.value.code)     # . is no line break
+    return caught.value.code
+
+
+def contents():
+    """Path -> bytes of all files in the folder."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def untouched():
+    """Nothing in the folder may change from now on, or from when it is called."""
+    before = contents()
+    yield lambda: before.clear() or before.update(contents())
+    assert contents() == before
+
+
+def header(path):
+    return read(Path(path).read_bytes())[0]
+
+
+def name_of(model):
+    return short_fingerprint(model).hex()
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+@modes
+def test_a_file_comes_back(mode):
+    coder("compress", "text", "--mode", mode)
+    Path("text").unlink()
+    coder("decompress", "text.mgz")
+    assert Path("text").read_bytes() == LICENSE and header("text.mgz").mode == mode
+    assert Path("text.mgz").stat().st_size < len(LICENSE)
+
+
+def test_the_input_is_kept():
+    coder("compress", "text")
+    coder("decompress", "text.mgz", "-o", "again")
+    assert {"text", "text.mgz", "again"} < set(contents()) and Path("text").read_bytes() == LICENSE
+
+
+def test_static_is_the_default():
+    coder("compress", "text")
+    assert header("text.mgz").mode == "static"
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe" * 300], ids=["empty", "one byte", "not text"])
+def test_a_file_of_any_kind_comes_back(data):
+    Path("file").write_bytes(data)
+    coder("compress", "file")
+    coder("decompress", "file.mgz", "-o", "again")
+    assert Path("again").read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["with space", "-dash", "名字", "a.mgz", "x" * 240, b"not\xffutf8".decode(errors="surrogateescape")])
+def test_a_file_of_any_name_comes_back(name):
+    Path(name).write_bytes(LICENSE)
+    coder("compress", "--mode", "scratch", "--", name)
+    Path(name).unlink()
+    coder("decompress", "--", name + ".mgz")
+    assert Path(name).read_bytes() == LICENSE
+
+
+def test_a_file_of_the_longest_name_comes_back():
+    Path("x" * 251).write_bytes(LICENSE)
+    coder("compress", "x" * 251)
+
+
+def test_the_output_goes_where_o_says():
+    Path("there").mkdir()
+    coder("compress", "text", "-o", "there/packed")
+    coder("decompress", "there/packed", "-o", "there/unpacked")
+    assert Path("there/unpacked").read_bytes() == LICENSE and not Path("text.mgz").exists()
+
+
+def test_times_and_mode_of_the_input_go_with_it():
+    os.utime("text", ns=(10 ** 18 + 1, 10 ** 18 + 123_456_789))
+    os.chmod("text", 0o640)
+    coder("compress", "text")
+    coder("decompress", "text.mgz", "-o", "again")
+    for path in map(Path, ("text.mgz", "again")):
+        assert path.stat().st_mtime_ns == 10 ** 18 + 123_456_789 and path.stat().st_mode & 0o7777 == 0o640
+
+
+def test_what_others_may_not_read_they_cannot_read_in_between_either(monkeypatch):
+    os.chmod("text", 0o600)
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append(os.fstat(number).st_mode & 0o077))
+    coder("compress", "text")
+    assert seen == [0]
+
+
+# --- standard input and output ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def pipe(monkeypatch, capsysbinary):
+    """pipe(data, ...): what the command writes to standard output when it reads data from standard input."""
+    def call(data, *words):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        coder(*words)
+        return capsysbinary.readouterr().out
+    return call
+
+
+def test_a_dash_is_standard_input_and_output(pipe, untouched):
+    file = pipe(LICENSE, "compress", "-")
+    assert read(file)[0].length == len(LICENSE)
+    assert pipe(file, "decompress", "-") == LICENSE
+
+
+def test_only_the_input_may_be_a_dash(pipe):
+    pipe(LICENSE, "compress", "-", "-o", "packed")
+    coder("decompress", "packed", "-o", "again")
+    assert Path("again").read_bytes() == LICENSE
+
+
+def test_only_the_output_may_be_a_dash(pipe, untouched):
+    file = pipe(b"", "compress", "text", "-o", "-")
+    assert pipe(file, "decompress", "-", "-o", "-") == LICENSE
+
+
+def test_compressed_data_is_not_for_a_terminal(monkeypatch, untouched):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "-f" in says("compress", "text", "-o", "-")
+
+
+def test_a_terminal_can_be_forced(monkeypatch, capsysbinary):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    coder("compress", "text", "-o", "-", "-f")
+    assert read(capsysbinary.readouterr().out)[0].length == len(LICENSE)
+
+
+@pytest.mark.parametrize("name, words", [("stdin", ["-", "-o", "x"]), ("stdout", ["text", "-o", "-"]), ("stderr", ["text"])])
+def test_a_closed_stream_is_no_traceback(name, words, monkeypatch):
+    monkeypatch.setattr(sys, name, None)
+    try:
+        coder("compress", *words)
+    except SystemExit as exit:
+        assert isinstance(exit.code, str)
+
+
+def test_a_device_is_written_to_not_replaced():
+    coder("compress", "text", "-o", "/dev/null", "-f")
+    assert Path("/dev/null").is_char_device()
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+def test_all_is_quiet_where_nobody_asks(capsys):
+    coder("compress", "text")
+    coder("decompress", "text.mgz", "-f")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_verbose_says_sizes_and_time(capsys):
+    coder("compress", "text", "-v")
+    coder("decompress", "text.mgz", "-f", "-v")
+    size = Path("text.mgz").stat().st_size
+    first, second = capsys.readouterr().err.splitlines()
+    sizes = f"1,076 bytes, {size} compressed, {8 * size / 1076:.3f} bits per byte"
+    assert first.startswith(f"text: {sizes}") and second.startswith(f"text.mgz: {sizes}") and first.endswith(" s")
+
+
+def test_verbose_says_no_rate_of_an_empty_file(capsys):
+    Path("empty").touch()
+    coder("compress", "empty", "-v")
+    assert re.fullmatch(r"empty: 0 bytes, 68 compressed, \d+\.\d s\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("terminal, words, shown", [(True, [], True), (True, ["-q"], False), (False, [], False)])
+def test_a_progress_bar_is_for_a_terminal(terminal, words, shown, monkeypatch):
+    made, tqdm = [], command_line.tqdm
+    monkeypatch.setattr(command_line, "tqdm", lambda **options: made.append(options) or tqdm(**options))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    coder("compress", "text", *words)
+    assert (made[0]["total"], made[0]["disable"]) == (len(LICENSE), not shown)
+
+
+def test_info_says_what_is_in_a_file(capsys):
+    coder("compress", "text", "--mode", "online")
+    coder("info", "text.mgz")
+    said = capsys.readouterr().out
+    for what in ("online", "1,076 bytes", f"{Path('text.mgz').stat().st_size} bytes", name_of(taught()), "1 of 262,144",
+                 header("text.mgz").sha256.hex(), "0 damaged"):
+        assert what in said
+
+
+@pytest.mark.parametrize("data", [bytes(range(128, 200)), pytest.param(b"")])
+def test_info_of_a_stored_file_names_no_model(data, capsys):
+    Path("stored").write_bytes(data)
+    coder("compress", "stored")
+    coder("info", "stored.mgz")
+    assert re.search(r"model +none", capsys.readouterr().out)
+
+
+def test_info_of_a_damaged_file_says_which_block_and_exits_with_1(capsys):
+    coder("compress", "text")
+    Path("text.mgz").write_bytes(Path("text.mgz").read_bytes()[:-1])
+    with pytest.raises(SystemExit) as caught:
+        coder("info", "text.mgz")
+    assert caught.value.code == 1 and "1 damaged: 1" in capsys.readouterr().out
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+def test_compress_takes_the_newest_model():
+    save(Path("older/model.safetensors"), GPT(TINY, seed=5))
+    newest = GPT(TINY, seed=6)
+    save(Path("a newer one/model.safetensors"), newest)
+    os.utime("older/model.safetensors", (9 ** 9, 9 ** 9))
+    coder("compress", "text", "--mode", "online")
+    assert header("text.mgz").fingerprint == short_fingerprint(newest)
+
+
+def test_decompress_finds_the_model_among_several():
+    coder("compress", "text")
+    for seed in (5, 6):
+        save(Path(f"{seed}/model.safetensors"), GPT(TINY, seed))
+    Path("torn").mkdir()
+    Path("torn/model.safetensors").write_bytes(MODEL.read_bytes()[:-1])
+    coder("decompress", "text.mgz", "-f")
+    assert Path("text").read_bytes() == LICENSE
+
+
+def test_model_names_the_model():
+    other = save(Path("other"), GPT(TINY, seed=5))
+    coder("compress", "text", "--mode", "online", "--model", other)
+    MODEL.unlink()
+    coder("decompress", "text.mgz", "-f", "--model", other)
+    assert Path("text").read_bytes() == LICENSE
+
+
+def test_no_model_to_compress_with_is_one_sentence():
+    MODEL.unlink()
+    said = says("compress", "text")
+    assert "train" in said and "--model" in said and "--mode scratch" in said
+
+
+def test_no_model_to_decompress_with_names_the_one_that_is_needed():
+    coder("compress", "text")
+    MODEL.unlink()
+    said = says("decompress", "text.mgz", "-f")
+    assert name_of(taught()) in said and "--model" in said
+
+
+@pytest.mark.parametrize("words", [[], ["--model", MODEL]])
+def test_the_wrong_model_is_told_by_both_names(words):
+    coder("compress", "text")
+    other = GPT(TINY, seed=5)
+    save(MODEL, other)
+    said = says("decompress", "text.mgz", "-f", *words)
+    assert name_of(taught()) in said and name_of(other) in said
+
+
+def test_scratch_needs_no_model():
+    MODEL.unlink()
+    coder("compress", "text", "--mode", "scratch")
+    coder("decompress", "text.mgz", "-f")
+
+
+def test_what_is_stored_needs_no_model():
+    Path("noise").write_bytes(os.urandom(500))
+    coder("compress", "noise")
+    MODEL.unlink()
+    coder("decompress", "noise.mgz", "-f")
+
+
+@pytest.mark.parametrize("path", ["nothing", "text", "out", "out/model.safetensors/x", "/dev/null"])
+def test_a_model_that_is_none_is_one_sentence(path, untouched):
+    assert path in says("compress", "text", "--model", path)
+
+
+def test_a_model_of_characters_is_refused(untouched):
+    save_checkpoint("characters", GPT(replace(TINY, vocab_size=2), 1), CharTokenizer("ab"))
+    untouched()
+    assert "2 tokens" in says("compress", "text", "--model", "characters")
+
+
+# --- wrong inputs -----------------------------------------------------------------------------------------------------
+
+def make_bad_inputs():
+    coder("compress", "text")
+    file = Path("text.mgz").read_bytes()
+    for name, data in {"empty": b"", "foreign": b"PK\3\4" + bytes(100), "a text": LICENSE, "cut in the header": file[:50],
+                       "newer": file[:4] + b"\2" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
+                       "cut": file[:-7], "damaged": file[:-9] + b"?" + file[-8:], "longer": file + b"\n"}.items():
+        Path(name + ".mgz").write_bytes(data)
+
+
+@pytest.mark.parametrize("name, what", [
+    ("empty", "empty"), ("foreign", "not a file that this program compressed"), ("a text", "not a file"),
+    ("cut in the header", "cut off"), ("newer", "newer program"), ("header damaged", "header of the file is damaged"),
+    ("cut", "block 1 of 1"), ("damaged", "block 1 of 1"), ("longer", "follow"), ("missing", "No such file"),
+])
+def test_a_file_that_cannot_be_decompressed_is_one_sentence(name, what, untouched):
+    make_bad_inputs()
+    untouched()
+    assert what in says("decompress", f"{name}.mgz")
+    assert what in says("decompress", f"{name}.mgz", "-o", "out/new")
+
+
+@pytest.mark.parametrize("name", ["empty", "foreign", "a text", "cut in the header", "newer", "header damaged", "longer", "missing"])
+def test_info_of_what_is_no_compressed_file_is_one_sentence(name):
+    make_bad_inputs()
+    says("info", f"{name}.mgz")
+
+
+def test_a_damaged_file_leaves_what_was_there_before():
+    make_bad_inputs()
+    Path("precious").write_bytes(b"precious")
+    says("decompress", "damaged.mgz", "-o", "precious", "-f")
+    assert Path("precious").read_bytes() == b"precious"
+
+
+def test_a_suffix_that_is_unknown_asks_for_a_name(untouched):
+    said = says("decompress", "text")
+    assert ".mgz" in said and "-o" in said
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress", "info"])
+@pytest.mark.parametrize("name", ["out", ".", "", "nowhere/text", "text/x"])
+def test_an_input_that_is_no_file_is_one_sentence(command, name, untouched):
+    says(command, name, *(["-o", "new"] if command != "info" else []))
+
+
+def test_salvage_writes_what_is_intact_and_names_what_is_not():
+    file = bytearray(compress(TEXT, "static", taught(), block_bits=10))
+    file[64 + 3 * 8 + 4 + len(read(bytes(file))[1][0].payload) + 20] ^= 1
+    Path("torn.mgz").write_bytes(file)
+    said = says("decompress", "torn.mgz", "--salvage")
+    assert "1,128 of 2,152 bytes" in said and "1,024 to 2,047" in said
+    assert Path("torn").read_bytes() == TEXT[:1024] + TEXT[2048:]
+
+
+def test_salvage_of_a_whole_file_is_a_decompression():
+    coder("compress", "text")
+    coder("decompress", "text.mgz", "--salvage", "-f")
+    assert Path("text").read_bytes() == LICENSE
+
+
+@pytest.mark.parametrize("words", [[], ["compress"], ["compress", "a", "b"], ["squeeze", "a"], ["compress", "text", "--mode", "x"],
+                                   ["info", "text", "-o", "x"]])
+def test_a_wrong_command_line_shows_the_usage(words, capsys, untouched):
+    with pytest.raises(SystemExit) as caught:
+        coder(*words)
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith("usage: ")
+
+
+# --- wrong outputs ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("command, words", [("compress", ["text"]), ("decompress", ["text.mgz", "-o", "text"])])
+def test_nothing_is_overwritten_without_f(command, words, untouched):
+    coder("compress", "text")
+    untouched()
+    said = says(command, *words)
+    assert "exists" in said and "-f" in said
+
+
+def test_with_f_it_is_overwritten():
+    Path("text.mgz").write_bytes(b"old")
+    coder("compress", "text", "-f")
+    Path("text").write_bytes(b"changed")
+    coder("decompress", "text.mgz", "-f")
+    assert Path("text").read_bytes() == LICENSE
+
+
+def test_what_appears_while_it_works_is_not_overwritten(monkeypatch):
+    original = command_line.compress
+    monkeypatch.setattr(command_line, "compress",
+                        lambda *arguments: Path("text.mgz").write_bytes(b"precious") and original(*arguments))
+    assert "exists" in says("compress", "text")
+    assert Path("text.mgz").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("target", ["out", ".", "text/x", "nowhere/x", "/proc/x", "y" * 300])
+@pytest.mark.parametrize("force", [[], ["-f"]])
+def test_an_output_that_cannot_be_is_one_sentence(target, force, untouched):
+    says("compress", "text", "-o", target, *force)
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "shutil.copystat"])
+@pytest.mark.parametrize("existing", [None, b"precious"])
+def test_a_full_disk_leaves_what_was_there_before(function, existing, monkeypatch, untouched):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if existing:
+        Path("text.mgz").write_bytes(existing)
+    untouched()
+    monkeypatch.setattr(function, full)
+    assert "No space left" in says("compress", "text", "-f")
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there_before(monkeypatch, untouched):
+    class Full(io.FileIO):
+        def write(self, data):
+            super().write(data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(command_line, "open", Full, raising=False)
+    assert "No space left" in says("compress", "text")
+
+
+def test_no_memory_is_one_sentence(monkeypatch, untouched):
+    def hungry(*arguments):
+        raise MemoryError
+    monkeypatch.setattr(command_line, "compress", hungry)
+    assert says("compress", "text") == "coder: not enough memory"
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_it_works_leaves_nothing(name, monkeypatch, untouched):
+    original = codec.encode_block
+    monkeypatch.setattr(codec, "encode_block", lambda *arguments: os.kill(os.getpid(), name) or original(*arguments))
+    assert "interrupted" in says("compress", "text")
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_it_writes_leaves_nothing(name, monkeypatch, untouched):
+    monkeypatch.setattr(os, "fsync", lambda number: os.kill(os.getpid(), name))
+    assert "interrupted" in says("compress", "text")
+
+
+# --- as a process -----------------------------------------------------------------------------------------------------
+
+def start(*words, **options):
+    """Signals as in a terminal, and output through a buffer as in a pipe, whatever runs these tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment["PYTHONPATH"] = str(Path(command_line.__file__).parents[1])
+    return subprocess.Popen([sys.executable, "-m", "coder", *words], env=environment, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
+
+
+def end(process):
+    """(exit status, what it said)"""
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    return process.wait(), said
+
+
+@pytest.mark.slow
+def test_a_pipeline_in_processes():
+    packing = start("compress", "-", stdin=open("text", "rb"), stdout=subprocess.PIPE)
+    unpacking = start("decompress", "-", stdin=packing.stdout, stdout=subprocess.PIPE)
+    packing.stdout.close()
+    with unpacking.stdout as stream:
+        assert stream.read() == LICENSE
+    assert end(packing) == end(unpacking) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["decompress", "text", "-o", "x"], ["compress", "nothing"], ["info", "text"]])
+def test_an_error_is_one_line_and_1(words, untouched):
+    status, said = end(start(*words))
+    assert status == 1 and re.fullmatch("coder: .+\n", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_a_process_is_one_line_and_leaves_nothing(name):
+    os.mkfifo("pipe")
+    process = start("compress", "pipe", "--mode", "scratch", "-o", "packed")
+    with open("pipe", "wb") as pipe:                        # waits until the other side reads
+        pipe.write(os.urandom(3 * 10 ** 6))                 # minutes of work
+    os.remove("pipe")
+    time.sleep(1)
+    before = contents()
+    process.send_signal(name)
+    assert end(process) == (1, "coder: interrupted; nothing was written\n")
+    assert contents() == before and "packed" not in before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [
+    ["compress", "text", "-o", "-"],
+    pytest.param(["info", "text.mgz"]),
+])
+def test_a_reader_that_has_gone_is_one_line(words):
+    coder("compress", "text")
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start(*words, stdout=writing)
+    os.close(writing)
+    assert end(process) == (1, "coder: the reader of the output has gone\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["compress", "text", "-o", "-"], ["info", "text.mgz"]])
+def test_a_full_disk_behind_standard_output_is_one_line(words):
+    coder("compress", "text")
+    with open("/dev/full", "wb") as full:
+        assert end(start(*words, stdout=full)) == (1, "coder: output: No space left on device\n")

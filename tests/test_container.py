@@ -1,0 +1,493 @@
+"""Whole files: the format as its docstring tells it, every kind of input there and back, and files that are not whole."""
+
+import random
+import re
+import sys
+import tracemalloc
+import zlib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coder import codec, container
+from coder.compressor import compress, decompress, salvage, short_fingerprint
+from coder.container import LARGEST_BLOCK, MODES, SMALLEST_BLOCK, STORED, CoderError, Header, read, write
+from minigpt.model import GPT
+from tests.golden_coder import LICENSE, TINY, taught
+
+HEADER = 64                     # bytes before the table of blocks
+TEXT = 3 * LICENSE              # four blocks of 2^10 bytes, the last one shorter
+modes = pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+
+
+@pytest.fixture(autouse=True)
+def scratch_is_tiny(monkeypatch):
+    monkeypatch.setattr(codec, "SCRATCH", TINY)
+
+
+@cache
+def shrink(data, mode="static", block_bits=10):
+    return compress(data, mode, None if mode == "scratch" else taught(), block_bits=block_bits)
+
+
+def expand(file):
+    return decompress(file, lambda fingerprint: taught())
+
+
+def refused(function, *arguments):
+    """The one line that a CoderError says."""
+    with pytest.raises(CoderError) as caught:
+        function(*arguments)
+    sentence = str(caught.value)
+    assert sentence and "\n" not in sentence
+    return sentence
+
+
+def number(file, offset, size):
+    return int.from_bytes(file[offset:offset + size], "little")
+
+
+def with_number(file, offset, size, value):
+    return file[:offset] + value.to_bytes(size, "little") + file[offset + size:]
+
+
+def table_of(file):
+    """(number of blocks, where their table ends), or None where k makes no sense or the file is too short for it."""
+    k, length = file[7], number(file, 8, 8)
+    count = -(-length >> k) if SMALLEST_BLOCK <= k <= LARGEST_BLOCK else 0
+    return (count, HEADER + 8 * count) if HEADER + 8 * count + 4 <= len(file) else None
+
+
+def repaired(file):
+    """The file with every checksum made right, so that only the SHA-256 of the original still tells."""
+    if len(file) < HEADER or not table_of(file):
+        return file
+    count, end = table_of(file)
+    place = end + 4
+    for entry in range(HEADER, end, 8):
+        taken = number(file, entry, 4) & ~STORED
+        file = with_number(file, entry + 4, 4, zlib.crc32(file[place:place + taken]))
+        place += taken
+    return with_number(file, end, 4, zlib.crc32(file[:end]))
+
+
+def flipped(file, byte, bit=0):
+    return file[:byte] + bytes([file[byte] ^ 1 << bit]) + file[byte + 1:]
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+def read_by_the_table(file):
+    """Follows the table in container's docstring, offset by offset, and shares nothing with the code below it."""
+    assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 1 and file[6] == 0
+    mode = {0: "stored", 1: "static", 2: "online", 3: "scratch"}[file[5]]
+    k, length = file[7], number(file, 8, 8)
+    n = (length + 2 ** k - 1) // 2 ** k
+    assert number(file, 64 + 8 * n, 4) == zlib.crc32(file[:64 + 8 * n])
+    blocks, place = [], 68 + 8 * n
+    for offset in range(64, 64 + 8 * n, 8):
+        stored, taken = divmod(number(file, offset, 4), 2 ** 31)
+        payload = file[place:place + taken]
+        assert number(file, offset + 4, 4) == zlib.crc32(payload)
+        blocks.append((payload, stored == 1))
+        place += taken
+    assert place == len(file)
+    return Header(mode, k, length, file[16:32], file[32:64]), blocks
+
+
+@st.composite
+def files(draw):
+    """A header and payloads that fit it."""
+    k = draw(st.integers(10, 12) | st.just(24))
+    length = draw(st.integers(0, 4 << k if k < 20 else 99))
+    header = Header(draw(st.sampled_from(MODES)), k, length, *(draw(st.binary(min_size=n, max_size=n)) for n in (16, 32)))
+    payloads = []
+    for start in range(0, length, 1 << k):
+        stored = draw(st.booleans())
+        payloads.append((bytes(min(1 << k, length - start)) if stored else draw(st.binary(max_size=50)), stored))
+    return header, payloads
+
+
+@settings(deadline=None)
+@given(files())
+def test_the_docstring_says_all_that_a_reader_needs(parts):
+    assert read_by_the_table(write(*parts)) == parts
+
+
+@settings(deadline=None)
+@given(files())
+def test_what_was_written_is_read(parts):
+    header, blocks = read(write(*parts))
+    assert (header, [(block.payload, block.stored) for block in blocks]) == parts
+    assert all(block.whole for block in blocks)
+    assert [block.start for block in blocks] == list(range(0, header.length, 1 << header.block_bits))
+    assert sum(block.size for block in blocks) == header.length
+
+
+def test_compressed_files_follow_the_table():
+    header, blocks = read_by_the_table(shrink(TEXT))
+    assert (header.mode, header.block_bits, header.length) == ("static", 10, len(TEXT))
+    assert header.fingerprint == short_fingerprint(taught()) and len(blocks) == 4
+
+
+@pytest.mark.parametrize("file, says", [
+    (b"", "the file is empty"),
+    (b"\x89", "cut off after 1 byte"),
+    (b"\x89GZ", "cut off after 3 bytes"),
+    (b"\x89GZ\n", "cut off after 4 bytes"),
+    (b"\x89PNG\r\n\x1a\n", "not a file that this program compressed"),
+    (b"\x1f\x8b\x08" + bytes(100), "not a file that this program compressed"),
+    (b"\x89GZ\r\n" + bytes(100), "not a file that this program compressed"),        # sent "as text"
+    (b"\n", "not a file that this program compressed"),
+    (b"\x89GZ\n\x02", "needs a newer program"),
+    (b"\x89GZ\n\xff" + bytes(200), "format version 255"),
+])
+def test_a_file_that_is_something_else_is_told_from_one_that_is_damaged(file, says):
+    assert says in refused(read, file)
+
+
+@pytest.mark.parametrize("offset, value, says", [
+    (4, 0, "version 0"), (5, 4, "mode 4"), (5, 255, "mode 255"), (6, 1, "flags 1"), (6, 128, "flags 128"),
+    (7, 9, "2^9"), (7, 25, "2^25"), (7, 0, "2^0"), (7, 255, "2^255"),
+])
+def test_a_header_that_this_version_does_not_know_is_refused(offset, value, says):
+    empty = write(Header("stored", 10, 0, bytes(16), bytes(32)), [])            # no table: k says nothing about its place
+    assert says in refused(read, repaired(with_number(empty, offset, 1, value)))
+
+
+@pytest.mark.parametrize("data", [b"", LICENSE], ids=["no block", "two blocks"])
+def test_every_bit_of_the_header_is_guarded(data):
+    file = shrink(data)
+    for byte in range(table_of(file)[1] + 4):
+        for bit in range(8):
+            refused(read, flipped(file, byte, bit))
+
+
+def test_a_file_cut_off_in_its_header_is_refused_wherever():
+    file = shrink(LICENSE)
+    for length in range(table_of(file)[1] + 4):
+        assert "the file is empty" if not length else "cut off" in refused(read, file[:length])
+
+
+def test_a_file_cut_off_behind_its_header_has_blocks_that_are_not_whole():
+    file = shrink(TEXT)
+    whole = [sum(block.whole for block in read(file[:length])[1]) for length in range(table_of(file)[1] + 4, len(file) + 1)]
+    assert whole == sorted(whole) and (whole[0], whole[-2], whole[-1]) == (0, 3, 4)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\n", b"more", LICENSE])
+def test_a_file_that_goes_on_behind_its_end_is_refused(more):
+    assert re.search("byte.* follow", refused(expand, shrink(LICENSE) + more))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 51, 53, 1024, 2 ** 31 - 1])
+def test_a_stored_block_of_another_size_is_refused(taken):
+    file = write(Header("stored", 10, 1076, bytes(16), bytes(32)), [(bytes(1024), True), (bytes(52), True)])
+    assert "block 2 is stored" in refused(read, repaired(with_number(file, HEADER + 8, 4, STORED | taken)))
+
+
+@pytest.mark.parametrize("length", [2 ** 20, 2 ** 40, 2 ** 63, 2 ** 64 - 1])
+@pytest.mark.parametrize("k", [10, 24, 255])
+def test_a_promised_length_takes_no_memory(k, length):
+    file = with_number(with_number(shrink(LICENSE), 7, 1, k), 8, 8, length)
+    tracemalloc.start()
+    refused(read, file)
+    refused(read, repaired(file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 ** 6
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+CHINESE = """千里之行，始于足下。三人行，必有我师焉。学而时习之，不亦说乎？有朋自远方来，不亦乐乎？
+床前明月光，疑是地上霜。举头望明月，低头思故乡。空山新雨后，天气晚来秋。明月松间照，清泉石上流。
+机器从前面的字猜下一个字：猜得准，就省下几个比特；猜得不准，就多花几个，可是一个字也不会丢。\n""".encode()
+KINDS = {
+    "empty": b"",
+    "one byte": b"\x8a",
+    "all bytes": bytes(range(256)),
+    "noise": np.random.default_rng(0).bytes(5000),
+    "a run": b"\0" * 3000,
+    "English": TEXT,
+    "Chinese": 3 * CHINESE,
+    "a program": Path(sys.executable).read_bytes()[:20_000],
+    "noise in text": TEXT[:1500] + np.random.default_rng(1).bytes(1500) + TEXT[:1500],
+}
+
+
+@modes
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_comes_back(kind, mode):
+    assert expand(shrink(KINDS[kind], mode, block_bits=14 if kind == "a program" else 11)) == KINDS[kind]
+
+
+@modes
+@settings(deadline=None, max_examples=15)
+@given(data=st.binary(max_size=60) | st.builds(lambda unit, n: unit * n, st.binary(min_size=1, max_size=4), st.integers(0, 40)))
+def test_anything_comes_back(mode, data):
+    codec.SCRATCH = TINY                    # hypothesis goes round without the fixture
+    assert expand(shrink(data, mode)) == data
+
+
+@modes
+@pytest.mark.parametrize("block_bits", [10, 24])
+def test_text_becomes_smaller_in_blocks_of_any_size(block_bits, mode):
+    file = shrink(TEXT, mode, block_bits)
+    assert len(file) < len(TEXT) and expand(file) == TEXT
+
+
+@modes
+def test_the_same_input_gives_the_same_file(mode):
+    assert shrink.__wrapped__(LICENSE, mode) == shrink.__wrapped__(LICENSE, mode)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024, 100_000])
+def test_noise_becomes_at_most_96_bytes_longer(size):
+    data = np.random.default_rng(2).bytes(size)
+    file = compress(data, "static", taught())
+    assert len(file) <= size + 96 and decompress(file, find_model=None) == data
+
+
+@pytest.mark.parametrize("size", [10 ** 6, 2 ** 24, 2 ** 24 + 1])
+def test_a_large_file_that_does_not_compress_becomes_at_most_96_bytes_longer(size, monkeypatch):
+    """Here no model is asked: every code is as long as its block."""
+    monkeypatch.setattr(codec, "encode_block", lambda predictor, data, progress: data)
+    data = bytes(size)
+    file = compress(data, "static", taught())
+    assert len(file) <= size + 96 and decompress(file, find_model=None) == data
+
+
+def test_what_is_only_stored_needs_no_model():
+    for data in (b"", b"x", KINDS["noise"]):
+        file = shrink(data)
+        assert read(file)[0].mode == "stored" and not any(read(file)[0].fingerprint)
+        assert decompress(file, find_model=None) == data
+        assert salvage(file, find_model=None) == (data, [])
+
+
+@modes
+def test_a_block_is_stored_where_its_code_is_no_shorter(mode):
+    data = LICENSE[:1024] + np.random.default_rng(3).bytes(1024) + LICENSE[:1024]
+    file = shrink(data, mode)
+    assert [block.stored for block in read(file)[1]] == [False, True, False]
+    assert read(file)[1][1].payload == data[1024:2048]
+    assert expand(file) == data
+
+
+def test_the_model_is_not_changed():
+    before = short_fingerprint(taught())
+    expand(shrink.__wrapped__(LICENSE, "online"))
+    assert short_fingerprint(taught()) == before
+
+
+@modes
+def test_progress_reaches_the_end(mode):
+    for data in (TEXT, KINDS["noise"]):
+        read_bytes = []
+        compress(data, mode, taught(), lambda count, taken: read_bytes.append(count), block_bits=11)
+        assert sum(read_bytes) == len(data)
+
+
+# --- the wrong model --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["static", "online"])
+def test_another_model_is_told_by_both_names(mode):
+    other = GPT(TINY, seed=2)
+    said = refused(decompress, shrink(TEXT, mode), lambda fingerprint: other)
+    assert short_fingerprint(taught()).hex() in said and short_fingerprint(other).hex() in said
+
+
+def test_the_model_is_asked_for_once_and_by_its_name():
+    asked = []
+    decompress(shrink(TEXT), lambda fingerprint: asked.append(fingerprint) or taught())
+    assert asked == [short_fingerprint(taught())]
+
+
+def test_scratch_asks_for_no_model():
+    assert decompress(shrink(LICENSE, "scratch"), find_model=None) == LICENSE
+
+
+def test_what_find_model_says_reaches_the_person():
+    def find_model(fingerprint):
+        raise CoderError("there is none")
+    assert refused(decompress, shrink(TEXT), find_model) == "there is none"
+
+
+def test_a_model_of_characters_is_refused_both_ways():
+    characters = GPT(replace(TINY, vocab_size=65), seed=1)
+    assert "65 tokens" in refused(compress, TEXT, "static", characters)
+    assert "65 tokens" in refused(decompress, shrink(TEXT), lambda fingerprint: characters)
+
+
+@pytest.mark.parametrize("change", [dict(block_size=32), dict(activation="relu")])
+def test_a_model_with_the_same_weights_and_another_config_has_another_name(change):
+    assert short_fingerprint(GPT(replace(TINY, **change), seed=1)) != short_fingerprint(GPT(TINY, seed=1))
+
+
+@pytest.mark.parametrize("mode", ["stored", "Static", ""])
+def test_an_unknown_mode_is_refused(mode):
+    with pytest.raises(ValueError, match="mode must be"):
+        compress(TEXT, mode, taught())
+
+
+@pytest.mark.parametrize("mode", ["static", "online"])
+def test_a_mode_that_needs_a_model_says_so(mode):
+    with pytest.raises((ValueError, CoderError)):
+        compress(TEXT, mode)
+
+
+@pytest.mark.parametrize("block_bits", [0, 9, 25])
+def test_a_size_of_blocks_that_the_format_has_not_is_refused(block_bits):
+    with pytest.raises(ValueError):
+        shrink(LICENSE, block_bits=block_bits)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+def damaged(file, block):
+    """The file with one bit of that block's payload flipped."""
+    before = sum(len(b.payload) for b in read(file)[1][:block])
+    return flipped(file, table_of(file)[1] + 4 + before + 5, 3)
+
+
+@pytest.mark.parametrize("block", range(4))
+@modes
+def test_a_damaged_block_is_named_before_anything_is_decoded(mode, block):
+    said = refused(decompress, damaged(shrink(TEXT, mode), block), None)
+    last = min(1024 * block + 1023, len(TEXT) - 1)
+    assert f"block {block + 1} of 4 (bytes {1024 * block:,} to {last:,} of the original) is damaged" in said
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_static_blocks_are_salvaged_one_by_one(block):
+    start, stop = 1024 * block, min(1024 * (block + 1), len(TEXT))
+    data, missing = salvage(damaged(shrink(TEXT), block), lambda fingerprint: taught())
+    assert missing == [(start, stop)] and data == TEXT[:start] + TEXT[stop:]
+
+
+@pytest.mark.parametrize("mode", ["online", "scratch"])
+def test_a_learning_model_is_lost_from_the_first_damaged_block_on(mode):
+    data, missing = salvage(damaged(shrink(TEXT, mode), 1), lambda fingerprint: taught())
+    assert missing == [(1024, 2048), (2048, 3072), (3072, len(TEXT))] and data == TEXT[:1024]
+
+
+@modes
+def test_of_a_file_that_was_cut_off_the_first_blocks_are_salvaged(mode):
+    file = shrink(TEXT, mode)
+    third = table_of(file)[1] + 4 + sum(len(block.payload) for block in read(file)[1][:2])
+    data, missing = salvage(file[:third + 100], lambda fingerprint: taught())
+    assert data == TEXT[:2048] and missing == [(2048, 3072), (3072, len(TEXT))]
+
+
+def test_a_whole_file_is_salvaged_wholly():
+    assert salvage(shrink(TEXT), lambda fingerprint: taught()) == (TEXT, [])
+
+
+def test_salvage_of_the_header_alone_gives_nothing():
+    file = shrink(TEXT)
+    data, missing = salvage(file[:table_of(file)[1] + 4], find_model=None)
+    assert data == b"" and missing[0][0] == 0 and missing[-1][1] == len(TEXT)
+
+
+def test_the_sha256_has_the_last_word():
+    said = refused(expand, repaired(flipped(shrink(TEXT), 40)))
+    assert "SHA-256" in said
+
+
+def test_salvage_without_a_missing_block_is_checked_by_the_sha256():
+    refused(salvage, repaired(flipped(shrink(TEXT), 40)), lambda fingerprint: taught())
+
+
+def test_bytes_behind_the_end_do_not_hinder_salvage():
+    assert salvage(shrink(TEXT) + b"\0", lambda fingerprint: taught())[0] == TEXT
+
+
+# --- mutations --------------------------------------------------------------------------------------------------------
+
+INTERESTING = [0, 1, 2, 3, 9, 10, 11, 24, 25, 63, 64, 127, 128, 255]
+FIELDS = [(0, 4), (4, 1), (5, 1), (6, 1), (7, 1), (8, 8), (16, 16), (32, 32), (64, 4), (68, 4), (72, 4), (76, 4)]
+
+
+def mutated(file, rng):
+    """The file after one to three random accidents."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        a, b = sorted(rng.choices(range(len(file) + 1), k=2))
+        c, d = (rng.randrange(size + 1) for size in (a, len(file) - b))
+        kind = rng.randrange(9)
+        if kind <= 1:                                                       # flip a bit
+            file = flipped(file, min(a, len(file) - 1), rng.randrange(8)) if file else file
+        elif kind == 2:                                                     # cut
+            file = file[:a]
+        elif kind == 3:                                                     # insert
+            file = file[:a] + rng.randbytes(rng.randrange(1, 20)) + file[a:]
+        elif kind == 4:                                                     # delete
+            file = file[:a] + file[min(b, a + 20):]
+        elif kind == 5:                                                     # swap two neighbouring ranges
+            file = file[:c] + file[a:b] + file[c:a] + file[b:]
+        elif kind == 6:                                                     # overwrite with zeros, or noise
+            file = file[:a] + (bytes(b - a) if rng.random() < 0.5 else rng.randbytes(b - a)) + file[b:]
+        elif kind == 7:                                                     # repeat a range
+            file = file[:b] + file[a:b] + file[b:b + d]
+        else:                                                               # a field of the header
+            offset, size = rng.choice(FIELDS)
+            value = rng.choice([rng.choice(INTERESTING), rng.randrange(256 ** size), 256 ** size - 1]) % 256 ** size
+            file = with_number(file, offset, size, value) if offset + size <= len(file) else file
+    return file
+
+
+def original_or_refused(file, original):
+    """Whether it was decoded."""
+    try:
+        assert expand(file) == original
+        return True
+    except CoderError as error:
+        assert "\n" not in str(error)
+        return False
+
+
+@modes
+def test_a_mutated_file_is_the_original_or_refused(mode):
+    file, rng, tried = shrink(TEXT, mode), random.Random(mode), 0
+    while tried < 3500:
+        mutant = mutated(file, rng)
+        if mutant != file:
+            tried += 1
+            assert not original_or_refused(mutant, TEXT), mutant.hex()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+def test_a_mutated_file_with_right_checksums_is_the_original_or_refused(mode):
+    """So the decoder itself gets codes that nobody made, of lengths that nobody meant."""
+    original = LICENSE[:90] if mode != "scratch" else 8 * b"scratch and "
+    file, rng = shrink(original, mode), random.Random(mode)
+    assert read(file)[0].mode == mode
+    results = [original_or_refused(repaired(mutated(file, rng)), original) for _ in range(120)]
+    assert 0 < sum(results) < 60                # some accidents cancel out, or hit what says nothing
+
+
+@pytest.mark.parametrize("mode", range(4))
+@pytest.mark.parametrize("k", [10, 17, 24])
+@pytest.mark.parametrize("length", [0, 1, 89, 91, 1023])
+def test_a_header_that_lies_with_right_checksums_is_refused(mode, k, length):
+    file = shrink(LICENSE[:90])
+    forged = with_number(with_number(with_number(file, 5, 1, mode), 7, 1, k), 8, 8, length)
+    refused(expand, repaired(forged))
+
+
+def test_a_block_that_claims_16_megabytes_is_given_up_at_once():
+    file = with_number(with_number(shrink(LICENSE[:90]), 7, 1, 24), 8, 8, 2 ** 24)
+    assert "does not decode" in refused(expand, repaired(file))
+
+
+@pytest.mark.parametrize("mode", ["static", "online"])
+def test_a_code_that_is_said_to_be_stored_is_refused(mode):
+    file = shrink(LICENSE[:90], mode)
+    refused(expand, repaired(with_number(file, HEADER, 4, number(file, HEADER, 4) | STORED)))
