@@ -1,0 +1,351 @@
+"""Show how a prediction becomes a compressed file, and what that is worth.
+
+    python compress_demo.py                     Shakespeare, or this project's README; about a minute
+    python compress_demo.py FILE                a file of yours
+    python compress_demo.py --html page.html    and a page that shows what each character costs
+"""
+
+import argparse
+import hashlib
+import importlib
+import lzma
+import os
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+from math import ceil, floor
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from coder import baselines, codec, report
+from coder.__main__ import candidates
+from coder.compressor import compress, decompress
+from coder.container import CoderError, read
+from coder.intervals import WHOLE, bits, decode, shortest_code, steps
+from minigpt import corpus, rng
+from minigpt.checkpoint import CheckpointError, load_checkpoint
+
+SENTENCE = b"To be, or not to be"
+BYTES = 32 * 1024           # of a longer text
+WARM_UP = 1024              # bytes that each method gets before its clock runs: compiling is no part of compressing
+EXCERPT = 320               # characters
+BAR = 24                    # characters, for a whole interval
+GENERAL = (                 # name, module, options; the second zstd stands in for the first before Python 3.14
+    ("gzip -9", "gzip", {"compresslevel": 9}),
+    ("bzip2 -9", "bz2", {"compresslevel": 9}),
+    ("xz -9e", "lzma", {"preset": 9 | lzma.PRESET_EXTREME}),
+    ("zstd -22", "compression.zstd", {"level": 22}),
+    ("zstd -22", "zstandard", {"level": 22}),
+    ("brotli -11", "brotli", {"quality": 11}),
+)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        run(options)
+    except (CoderError, CheckpointError) as error:
+        sys.exit(f"compress_demo: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more can be said to it
+        sys.exit("compress_demo: the reader of the output has gone")
+    except OSError as error:
+        sys.exit(f"compress_demo: {error.filename or 'output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit("\ncompress_demo: interrupted")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="default: the validation part of the corpus that "
+                        "train_shakespeare.py has fetched, else README.md")
+    parser.add_argument("--bytes", type=int, default=BYTES, metavar="N",
+                        help=f"of a longer text take the first N bytes (default: {BYTES:,})")
+    parser.add_argument("--model", metavar="FILE", help="default: the newest */model.safetensors below this folder")
+    parser.add_argument("--html", metavar="OUT", help="write a page that shows each character in the colour of its cost")
+    options = parser.parse_args(arguments)
+    if options.bytes < 1:
+        parser.error("--bytes must be at least 1")
+    return options
+
+
+def run(options):
+    if options.html:
+        report.claim(options.html)
+    model, trained_on = load(options.model)
+    name, data = choose_text(options, trained_on)
+    narrowing(model, data)
+    results = measure(methods(model), {"the text": data, "shuffled": shuffled(data), "noise": noise(len(data))})
+    sizes(results)
+    texts = [row["the text"] for row in results.values()]
+    accounts(texts)
+    mode = "static" if model else "scratch"
+    with bar("what each character costs", len(data)) as progress:
+        costs = report.costs(codec.static(model) if model else codec.scratch(), data, progress)
+    ideal(costs, next(result.file for result in texts if result.method.name == f"GPT {mode}"), mode)
+    chars = report.characters(data, costs)
+    excerpt(chars, mode)
+    if options.html:
+        total = costs.ideal.sum()
+        report.save(options.html, report.page(name, chars, f"{name}: {len(data):,} bytes, and what surprises the GPT "
+                    f"({mode}) in them: {total / 8:,.0f} bytes, {total / len(data):.3f} bits per byte."))
+        print(f"\npage: {options.html}")
+
+
+# --- what is compressed, and with what --------------------------------------------------------------------------------
+
+def load(path):
+    """The model, and the SHA-256 of the text that it was trained on: (None, None) where there is no model."""
+    path = path or next(iter(candidates()), None)
+    if path is None:
+        print("model: none below this folder, so the GPT can only start from scratch; train_shakespeare.py trains one")
+        return None, None
+    checkpoint = load_checkpoint(path)
+    c, size = checkpoint.model.config, weights(checkpoint.model)
+    if c.vocab_size != 256:
+        raise CoderError(f"{path} predicts {c.vocab_size} characters, but files are made of bytes: name another with --model, "
+                         "or train one with train_shakespeare.py --tokenizer bytes")
+    print(f"model: {path}, {c.n_layer} layers, width {c.n_embd}, windows of {c.block_size}: {size // 4:,} weights")
+    return checkpoint.model, checkpoint.run.get("text_sha256")
+
+
+def weights(model):
+    """The size of the weights on disk, in bytes."""
+    return sum(parameter.data.nbytes for parameter in model.parameters().values())
+
+
+def choose_text(options, trained_on):
+    """The name of the text, and its first bytes; of one that the model was trained on, those of its part for validation."""
+    kept = next((c for c in corpus.CORPORA.values() if c.sha256 == trained_on), corpus.CORPORA["shakespeare"])
+    if options.file:
+        name, data = options.file, Path(options.file).read_bytes()
+        if not data:
+            raise CoderError(f"{name} is empty: there is nothing to predict")
+    elif data := corpus.cached(corpus.cache_folder(None), kept):
+        name = kept.title
+    else:
+        path = next(path for path in (Path(__file__).with_name("README.md"), Path(__file__)) if path.exists())
+        name, data = path.name, path.read_bytes()
+    if hashlib.sha256(data).hexdigest() == (trained_on if options.file else kept.sha256):
+        name, data = f"{name}, the part for validation", corpus.split(data)[1]
+    part = f"the first {options.bytes:,} of its" if len(data) > options.bytes else "all"
+    print(f"text: {name}, {part} {len(data):,} bytes")
+    return name, data[:options.bytes]
+
+
+def shuffled(data):
+    order = np.argsort(rng.words(1, "shuffle", 0, len(data)), kind="stable")
+    return np.frombuffer(data, np.uint8)[order].tobytes()
+
+
+def noise(size):
+    return rng.words(1, "noise", 0, size).astype(np.uint8).tobytes()
+
+
+class Method(NamedTuple):
+    name: str
+    compress: Callable      # data -> file
+    decompress: Callable    # file, len(data) -> data
+    model: int = 0          # bytes of weights that both sides must have
+
+
+def methods(model):
+    """All that can compress here: [Method, ...]."""
+    found = {}
+    for name, module, options in GENERAL:
+        try:
+            library = importlib.import_module(module)
+        except ImportError:
+            continue
+        found[name] = Method(name, partial(library.compress, **options), lambda file, _, its=library: its.decompress(file))
+    for order in 0, 2:
+        name = f"order {order}"
+        found[name] = Method(name, partial(baselines.compress, order=order), partial(baselines.decompress, order=order))
+    return [*found.values(), *(by_gpt(mode, model) for mode in ("static", "online", "scratch") if model or mode == "scratch")]
+
+
+def by_gpt(mode, model):
+    def pack(data):
+        with bar(f"GPT {mode}, compressing", len(data)) as progress:
+            return compress(data, mode, model, lambda count, taken: progress(count))
+
+    def unpack(file, size):
+        with bar(f"GPT {mode}, decompressing", size) as progress:
+            return decompress(file, lambda fingerprint: model, progress)
+    return Method(f"GPT {mode}", pack, unpack, 0 if mode == "scratch" else weights(model))
+
+
+# --- the interval -----------------------------------------------------------------------------------------------------
+
+def narrowing(model, data):
+    """Code a sentence in exact fractions, and show where each symbol's share lies."""
+    predict, by = (gpt(model), "the GPT") if model else (counting(data), "how often each byte stands in the text")
+    heading(f"How the interval narrows: {SENTENCE.decode()!r}, predicted by {by}")
+    print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR}}  interval, its settled digits before the [")
+    total, before = 0.0, WHOLE
+    for symbol, probability, now in steps(SENTENCE, predict):
+        total += bits(probability)
+        settled, low, high = digits(now)
+        print(f"{chr(symbol)!r:>5}{float(probability):12.6f}{bits(probability):7.2f}  {share(before, now)}  "
+              f"{bold(settled)}[{low}, {high})")
+        before = now
+    code = shortest_code(before)
+    print(f"\nsum of the bits          {total:.2f}; as it is, the sentence takes {8 * len(SENTENCE)}"
+          f"\nshortest complete code   {len(code)}: {code}"
+          f"\ndecoded by stretching    {bytes(decode(code, len(SENTENCE), predict)).decode()}")
+
+
+def gpt(model):
+    """A model for intervals.py: what the GPT says, in the integers that the range coder gets."""
+    predictor = codec.static(model)
+
+    def predict(past):
+        window = [codec.START, *past][-model.config.block_size:]
+        return exact(predictor.window(np.array([window]), len(window) - 1)[0, 0].tolist())
+    return predict
+
+
+def counting(data):
+    """A model for intervals.py: how often each byte stands in data, and once more."""
+    counts = Counter(data)
+    return lambda past: exact([counts[byte] + 1 for byte in range(256)])
+
+
+def exact(frequencies):
+    return {byte: Fraction(f, sum(frequencies)) for byte, f in enumerate(frequencies)}
+
+
+def share(before, now):
+    """The interval before as a bar, in which the interval now is filled."""
+    scale = BAR / (before[1] - before[0])
+    low = floor((now[0] - before[0]) * scale)
+    high = ceil((now[1] - before[0]) * scale)
+    return "·" * low + "█" * (high - low) + "·" * (BAR - high)
+
+
+def digits(interval):
+    """The ends in decimal digits, rounded outwards: (the first digits, which they share, the rest of low, of high)."""
+    low, high = interval
+    n = 0
+    while (high - low) * 10 ** n < 100:
+        n += 1
+    ends = [f"{k // 10 ** n}.{k % 10 ** n:0{n}d}" for k in (floor(low * 10 ** n), ceil(high * 10 ** n))]
+    settled = os.path.commonprefix(ends)
+    return settled, *(end[len(settled):] for end in ends)
+
+
+# --- the sizes --------------------------------------------------------------------------------------------------------
+
+class Result(NamedTuple):
+    method: Method
+    size: int               # of the original, in bytes
+    file: bytes
+    seconds: float          # to compress and decompress
+
+
+def measure(methods, texts):
+    """{name of the method: {name of the text: Result}}.  CoderError where one does not give back what it was given."""
+    results = {}
+    for method in methods:
+        first = next(iter(texts.values()))[:WARM_UP]
+        method.decompress(method.compress(first), len(first))
+        results[method.name] = {name: round_trip(method, name, data) for name, data in texts.items()}
+    return results
+
+
+def round_trip(method, name, data):
+    start = time.perf_counter()
+    file = method.compress(data)
+    back = method.decompress(file, len(data))
+    seconds = time.perf_counter() - start
+    if hashlib.sha256(back).digest() != hashlib.sha256(data).digest():
+        raise CoderError(f"{method.name} does not give {name} back: its SHA-256 is another one")
+    return Result(method, len(data), file, seconds)
+
+
+def sizes(results):
+    heading("What is left of the text, of its letters shuffled, and of noise of the same length")
+    names = list(next(iter(results.values())))
+    print(f"{'':12}" + "".join(f"{name:>28}" for name in names))
+    print(f"{'':12}" + f"{'bytes':>10}{'bits/byte':>10}{'seconds':>8}" * len(names))
+    for name, row in results.items():
+        print(f"{name:12}" + "".join(f"{len(r.file):10,}{8 * len(r.file) / r.size:10.3f}{r.seconds:8.2f}" for r in row.values()))
+    print(f"\nAll {len(results) * len(names)} decompress to the SHA-256 they had. Shuffled, the letters have no order to predict,"
+          "\nonly how often each comes: order 0 is all there is. Of noise nothing is predicted: it is stored as it is.")
+
+
+def accounts(texts):
+    """The code alone, and the code with the model that it needs; and from what size on the model is worth its own."""
+    best = min((r for r in texts if not r.method.name.startswith("GPT")), key=lambda r: len(r.file))
+    heading("Two accounts: do both sides have the model already, or is it part of the message?")
+    print(f"{'':12}{'code alone':>13}{'code + model':>15}   the model pays for itself")
+    for r in [best] + [r for r in texts if r.method.name.startswith("GPT")]:
+        size = pays_from(r.method.model, len(best.file) / r.size, len(r.file) / r.size)
+        said = f"from {float(f'{size:.3g}'):,.0f} bytes of such text on" if size else f"never: {best.method.name} is better"
+        if not r.method.model:
+            said = "no model: the best of the others" if r is best else "no model: it learns from the text"
+        print(f"{r.method.name:12}{len(r.file):13,}{len(r.file) + r.method.model:15,}   {said}")
+    if any(r.method.model for r in texts):
+        print("\nThe model counts as its weights, 4 bytes each: a generous upper bound on K(M), the size of its shortest"
+              "\ndescription. The last column takes these rates for any length, though the others improve with it.")
+
+
+def pays_from(model, rate, gpt_rate):
+    """From how many bytes of text on model + gpt_rate * bytes <= rate * bytes, with the model's size in bytes; None: never."""
+    return model / (rate - gpt_rate) if gpt_rate < rate else None
+
+
+def ideal(costs, file, mode):
+    """What was written, measured by what the model's own probabilities ask for."""
+    heading(f"The ideal code length, and what was written: GPT {mode}, the text")
+    least, blocks = costs.ideal.sum() / 8, read(file)[1]
+    stored = any(block.stored for block in blocks)
+    lines = {"ideal: the sum of -log2 p, the model's own p": least,
+             "p in integers, as the range coder takes them": costs.integer.sum() / 8,
+             "what the range coder wrote": sum(len(block.payload) for block in blocks),
+             f"the file, {'stored as it is' if stored else 'with header and checksums'}": len(file)}
+    if stored:
+        del lines["what the range coder wrote"]
+    for name, size in lines.items():
+        print(f"{name:46}{size:12,.2f} bytes {size - least:+12,.2f}{size / least - 1:+12.4%}")
+    print("\nWhere it is less than the ideal: the code need only point into its interval, as the file says where it\n"
+          "ends, and to the coder nothing is quite as unlikely as to the model, since integers end at 1.")
+
+
+# --- on the screen ----------------------------------------------------------------------------------------------------
+
+def excerpt(chars, mode):
+    heading(f"What each character costs, GPT {mode}" + ("" if has_colours() else
+            ": below it its bits, rounded, with 9 for any more"))
+    lines = [i + 1 for i, char in enumerate(chars[:EXCERPT]) if char.text == "\n"]
+    print(report.excerpt(chars[:lines[-1] if lines else EXCERPT], has_colours()))
+
+
+def heading(text):
+    print(f"\n{bold(text)}\n", flush=True)
+
+
+def bold(text):
+    return f"\x1b[1m{text}\x1b[0m" if has_colours() else text
+
+
+def has_colours():
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+@contextmanager
+def bar(name, total):
+    """progress(count) of a bar over `total` bytes, which shows after two seconds."""
+    with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as it:
+        yield it.update
+
+
+if __name__ == "__main__":
+    main()
