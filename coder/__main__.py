@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def run_compress(options):
     model = None if options.mode == "scratch" else newest_model(options.model)
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
-        file = compress(data, options.mode, model, lambda count, taken: progress(count, taken))
+        file = compress(data, options.mode, model, progress)
     write_output(options, target, file)
     report(options, len(data), len(file), start)
 
@@ -93,7 +94,7 @@ def run_decompress(options):
         raise CoderError(f"{options.file} does not end in {SUFFIX}: name the output with -o")
     target = output(options, stripped)
     file = read_input(options.file)
-    header, _ = read(file)
+    header, _ = read(file, strict=not options.salvage)
     start, missing = time.perf_counter(), []
     with bar(options, header.length) as progress:
         def find(fingerprint):
@@ -191,17 +192,27 @@ def write_output(options, target, data):
         stream.flush()
         return
     refuse_to_overwrite(options, target)                                    # it may have come while we worked
-    part = target.with_name(f".{os.getpid()}.part")
+    descriptor, part = tempfile.mkstemp(".part", ".", target.parent)        # a name of its own, that only we may read
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if options.file != "-" else 0o666), "wb") as stream:
+        with open(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         if options.file != "-":
             shutil.copystat(options.file, part)
+        else:
+            os.chmod(part, 0o666 & ~umask())
         os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def umask():
+    """The mode bits that new files are denied; the system tells only in exchange for others."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 
 from minigpt.checkpoint import fingerprint
 
@@ -11,19 +10,21 @@ from .container import LARGEST_BLOCK, SMALLEST_BLOCK, CoderError, Header, read, 
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
+NAMED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "norm", "norm_order", "position", "qk_norm",
+         "tied", "vocab_size")         # what of the config decides how the weights are used; part of the format
 
 
 def short_fingerprint(model):
     """The 16 bytes by which a compressed file names its model: its weights, and what the config says of their use."""
-    config = {name: value for name, value in asdict(model.config).items() if name != "dropout"}
-    return hashlib.sha256(f"{fingerprint(model)} {json.dumps(config, sort_keys=True)}".encode()).digest()[:16]
+    config = json.dumps({name: getattr(model.config, name) for name in NAMED})
+    return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
 
 
 def compress(data, mode, model=None, progress=lambda count, taken: None, block_bits=BLOCK_BITS):
     """The compressed file (bytes) of data (bytes).
 
-    mode is static or online, with a model of bytes, or scratch, without one.  progress(bytes read, bytes written) is
-    called now and then.  CoderError where the model is missing or does not fit.
+    mode is static or online, with a model of bytes, or scratch, without one.  progress(bytes read since the last
+    call, bytes written in all) is called now and then.  CoderError where the model is missing or does not fit.
     """
     if not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
         raise ValueError(f"block_bits must be from {SMALLEST_BLOCK} to {LARGEST_BLOCK}, but is {block_bits}")
@@ -69,7 +70,7 @@ def _checked(data, header):
 def salvage(file, find_model, progress=lambda count: None):
     """(data, missing): the bytes of the intact blocks, joined, and the ranges (start, stop) of the original that are not there.
 
-    Where the model learns, a block needs all blocks before it, so that the first damaged one ends what can be had.
+    Where the model learns, a coded block needs all blocks before it: after a damaged one, only stored blocks are left.
     """
     header, blocks = read(file, strict=False)
     parts, missing = [], []
@@ -87,7 +88,7 @@ def _decoded(header, blocks, find_model, progress):
     predictor, lost = None, False
     for i, block in enumerate(blocks):
         part = None
-        if block.whole and block.stored and (header.mode in ("stored", "static")):
+        if block.whole and block.stored and (lost or header.mode in ("stored", "static")):
             part = block.payload
         elif block.whole and not lost and header.mode != "stored":
             predictor = predictor or _predictor_of(header, find_model)

@@ -392,6 +392,13 @@ def test_salvage_writes_what_is_intact_and_names_what_is_not():
     assert Path("torn").read_bytes() == TEXT[:1024] + TEXT[2048:]
 
 
+def test_bytes_behind_the_end_do_not_hinder_salvage():
+    coder("compress", "text")
+    Path("longer.mgz").write_bytes(Path("text.mgz").read_bytes() + b"\n")
+    coder("decompress", "longer.mgz", "--salvage")
+    assert Path("longer").read_bytes() == LICENSE
+
+
 def test_salvage_of_a_whole_file_is_a_decompression():
     coder("compress", "text")
     coder("decompress", "text.mgz", "--salvage", "-f")
@@ -436,6 +443,17 @@ def test_what_appears_while_it_works_is_not_overwritten(monkeypatch):
 @pytest.mark.parametrize("force", [[], ["-f"]])
 def test_an_output_that_cannot_be_is_one_sentence(target, force, untouched):
     says("compress", "text", "-o", target, *force)
+
+
+def test_a_part_that_another_one_writes_is_left_alone():
+    """In containers every process may have the same number."""
+    theirs = Path(f".{os.getpid()}.part")
+    theirs.write_bytes(b"theirs")
+    try:
+        coder("compress", "text")
+    except SystemExit:
+        pass
+    assert theirs.read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize("function", ["os.fsync", "os.replace", "shutil.copystat"])

@@ -377,6 +377,15 @@ def test_a_learning_model_is_lost_from_the_first_damaged_block_on(mode):
     assert missing == [(1024, 2048), (2048, 3072), (3072, len(TEXT))] and data == TEXT[:1024]
 
 
+@pytest.mark.parametrize("mode", ["online", "scratch"])
+def test_after_a_damaged_block_a_learning_model_is_not_even_asked(mode, monkeypatch):
+    """It has not learned what it should have, and would decode to something else."""
+    file = damaged(shrink(TEXT, mode), 1)
+    monkeypatch.setattr(codec, "decode_block", lambda predictor, code, size, progress: bytes(size))
+    data, missing = salvage(file, lambda fingerprint: taught())
+    assert data == bytes(1024) and len(missing) == 3
+
+
 @modes
 def test_of_a_file_that_was_cut_off_the_first_blocks_are_salvaged(mode):
     file = shrink(TEXT, mode)
