@@ -27,7 +27,7 @@ LEARN_STEPS = 2 ** 62       # online learning has no last step
 
 # Part of the format: both sides must cut and learn alike.  More streams are faster, but each starts without a context, and
 # the fewer symbols pass between two steps of learning, the better.
-MOST_STREAMS = {"static": 64, "online": 16, "scratch": 8}
+MOST_STREAMS = {"static": 64, "online": 16, "scratch": 16}
 ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
 SCRATCH_SEED = 1

@@ -101,7 +101,7 @@ def test_streams_hold_each_byte_once(size, S):
     assert sorted(held) == list(range(size))
 
 
-@pytest.mark.parametrize("mode, most", [("static", 64), ("online", 16), ("scratch", 8)])
+@pytest.mark.parametrize("mode, most", [("static", 64), ("online", 16), ("scratch", 16)])
 def test_the_number_of_streams_follows_from_the_size(mode, most):
     """Part of the format: a change here closes every file there is."""
     predictor = PREDICTORS[mode](taught())
