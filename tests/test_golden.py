@@ -34,10 +34,10 @@ def test_this_machine_computes_the_golden_bits():
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
-@pytest.mark.parametrize("processor", ["generic", "haswell", "skylake-avx512"])
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
 def test_code_for_another_processor_computes_the_golden_bits(processor, tmp_path):
     features = binding.get_host_cpu_features()
-    needed = {"generic": "sse2", "haswell": "avx2", "skylake-avx512": "avx512f"}[processor]
+    needed = {"generic": "sse2", "haswell": "avx2"}[processor]
     if not features.get(needed):
         pytest.skip(f"this machine has no {needed}")
     environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
