@@ -221,7 +221,8 @@ class bar:
     """A progress bar over `total` bytes of the original, with the bits per byte so far when compressing."""
 
     def __init__(self, options, total):
-        self.bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, disable=options.quiet or not sys.stderr or not sys.stderr.isatty())
+        hidden = options.quiet or not sys.stderr or not sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, disable=hidden)
 
     def __enter__(self):
         return self
@@ -241,8 +242,8 @@ def rate(compressed, original):
 
 def report(options, original, compressed, start):
     if options.verbose and sys.stderr:
-        print(f"{options.file}: {original:,} bytes, {compressed:,} compressed{rate(compressed, original)}, {time.perf_counter() - start:.1f} s",
-              file=sys.stderr)
+        print(f"{options.file}: {original:,} bytes, {compressed:,} compressed{rate(compressed, original)}, "
+              f"{time.perf_counter() - start:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
