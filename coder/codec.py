@@ -126,12 +126,18 @@ class Streams:
         return np.minimum(self.starts[:, None] + np.arange(self.length), size - 1)
 
 
+def lay_out(predictor, data):
+    """The Streams of a block (bytes), and (S, length) each: what the model is given, and what follows, its symbols."""
+    layout = Streams(len(data), predictor.streams(len(data)))
+    symbols = np.frombuffer(data, np.uint8)[layout.places(len(data))].astype(np.int64)
+    return layout, np.concatenate([np.full((layout.S, 1), START), symbols[:, :-1]], axis=1), symbols
+
+
 def encode_block(predictor, data, progress=lambda count, taken: None):
     """The code (bytes) of data (bytes, at least one).  progress(symbols, bytes) is called after each window: how many
     symbols it had, and how long the code is by now."""
-    layout, encoder = Streams(len(data), predictor.streams(len(data))), Encoder()
-    symbols = np.frombuffer(data, np.uint8)[layout.places(len(data))].astype(np.int64)      # (S, length)
-    inputs = np.concatenate([np.full((layout.S, 1), START), symbols[:, :-1]], axis=1)
+    layout, inputs, symbols = lay_out(predictor, data)
+    encoder = Encoder()
     for start, first, stop in windows(layout.length, predictor.model.config.block_size):
         frequencies = predictor.window(inputs[:, start:stop], first)
         done = 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .codec import ROWS_AT_ONCE, START, Streams, windows
+from .codec import ROWS_AT_ONCE, lay_out, windows
 from .compressor import BLOCK_BITS
 from .container import CoderError
 from .frequencies import to_frequencies
@@ -35,9 +35,7 @@ def costs(predictor, data, progress=lambda count: None):
 
 
 def _block_costs(predictor, data, progress):
-    layout, model = Streams(len(data), predictor.streams(len(data))), predictor.model
-    symbols = np.frombuffer(data, np.uint8)[layout.places(len(data))].astype(np.int64)      # (S, length)
-    inputs = np.concatenate([np.full((layout.S, 1), START), symbols[:, :-1]], axis=1)
+    (layout, inputs, symbols), model = lay_out(predictor, data), predictor.model
     ideal, integer = np.empty(symbols.shape), np.empty(symbols.shape)
     guesses, fresh = np.empty(symbols.shape, np.uint8), np.zeros(symbols.shape, bool)
     fresh[:, 0] = True
