@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kernels.elementwise import adamw
-from .kernels.matmul import matmul
+from .kernels.orthogonal import orthogonalise
 from .kernels.rows import sum_of_squares
 
 
@@ -49,25 +49,6 @@ def schedule(config, step, steps):
     return min(rise, fall)
 
 
-def orthogonalise(gradient):
-    """The matrix gradient = U S V^T with every singular value S brought near 1, so that U V^T is left.
-
-    Newton-Schulz iteration: X <- a X + b (X X^T) X + c (X X^T)^2 X acts on each singular value s as a s + b s^3 + c s^5,
-    which from anywhere in (0, 1] lands near 1 in five rounds.  [Jordan et al. 2024, "Muon"]
-    """
-    wide = gradient.shape[0] <= gradient.shape[1]
-    x = np.ascontiguousarray(gradient if wide else gradient.T)
-    norm = np.sqrt(np.float32(sum_of_squares(x))) + np.float32(1e-7)        # at least the largest singular value
-    x = x / norm
-    a, b, c = np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)
-    square, fourth = np.empty((2, len(x), len(x)), np.float32)
-    for _ in range(5):
-        matmul(x, x.T, square)
-        matmul(square, square, fourth)
-        x = matmul(b * square + c * fourth, x, a * x, accumulate=True)
-    return x if wide else x.T
-
-
 class Optimizer:
     """AdamW for every parameter; with `optimizer="muon"`, Muon for the matrices inside the blocks.
 
@@ -101,29 +82,37 @@ class Optimizer:
         clip = config.clip / norm if 0 < config.clip < norm else 1.0
         correction1 = 1.0 / (1.0 - _power(config.beta1, self.step_count))
         correction2 = 1.0 / (1.0 - _power(config.beta2, self.step_count))
+        rate, shapes = config.learning_rate * share, {}
         for name, parameter in self.parameters.items():
-            mean = self.state[f"mean.{name}"]
             if self._uses_muon(name):
-                self._muon(parameter, mean, clip, config.muon_rate * share)
+                shapes.setdefault(parameter.data.shape, []).append(name)
                 continue
-            rate = config.learning_rate * share
             decay = 1.0 - rate * config.weight_decay if parameter.data.ndim == 2 else 1.0
-            adamw(*(a.reshape(-1) for a in (parameter.data, parameter.grad, mean, self.state[f"square.{name}"])),
+            mean, square = self.state[f"mean.{name}"], self.state[f"square.{name}"]
+            adamw(*(a.reshape(-1) for a in (parameter.data, parameter.grad, mean, square)),
                   *map(np.float32, (clip, rate, decay, config.beta1, config.beta2, correction1, correction2, 1e-8)))
+        for names in shapes.values():
+            self._muon(names, clip, config.muon_rate * share)
         return norm
 
-    def _muon(self, parameter, mean, clip, rate):
-        """weight <- decay * weight - rate * orthogonalise(gradient, smoothed with Nesterov's momentum)"""
+    def _muon(self, names, clip, rate):
+        """weight <- decay * weight - rate * orthogonalise(gradient, smoothed with Nesterov's momentum), for matrices (n_in,
+        n_out) of one shape: each of them is one thread's."""
+        parameters = [self.parameters[name] for name in names]
+        n_in, n_out = parameters[0].data.shape
+        directions = np.empty((len(names), n_in, n_out), np.float32)
         momentum, rest = np.float32(self.config.momentum), np.float32(1 - self.config.momentum)
-        gradient = np.float32(clip) * parameter.grad
-        mean *= momentum
-        mean += rest * gradient
-        direction = orthogonalise(rest * gradient + momentum * mean)
+        for name, parameter, direction in zip(names, parameters, directions):
+            mean, gradient = self.state[f"mean.{name}"], rest * (np.float32(clip) * parameter.grad)
+            mean *= momentum
+            mean += gradient
+            np.add(gradient, momentum * mean, out=direction)
+        orthogonalise(directions)
         # An update of singular values 1 changes y = x W by |x| at most; a matrix that fans out may do more.
-        n_in, n_out = parameter.data.shape
-        scale = np.sqrt(np.float32(max(1.0, n_out / n_in)))
-        parameter.data *= np.float32(1.0 - rate * self.config.weight_decay)
-        parameter.data -= (np.float32(rate) * scale) * direction
+        directions *= np.float32(rate) * np.sqrt(np.float32(max(1.0, n_out / n_in)))
+        for parameter, direction in zip(parameters, directions):
+            parameter.data *= np.float32(1.0 - rate * self.config.weight_decay)
+            parameter.data -= direction
 
 
 def _power(x, n):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from minigpt.kernels import orthogonal
 from minigpt.layers import Parameter
 from minigpt.model import GPT, GPTConfig
-from minigpt.optimizer import Optimizer, OptimizerConfig, orthogonalise, schedule
+from minigpt.optimizer import Optimizer, OptimizerConfig, schedule
 
 SHAPES = {"tokens.weight": (7, 4), "blocks.0.norm.gain": (4,), "blocks.0.query.weight": (4, 4),
           "blocks.0.expand.weight": (4, 9), "blocks.0.contract.weight": (9, 4), "blocks.0.contract.bias": (4,),
@@ -94,7 +95,13 @@ def test_every_step_has_a_positive_share_of_the_rate_that_never_rises_again(warm
 
 # --- orthogonalise ----------------------------------------------------------------------------------------------------
 
-MATRICES = ((1, 1), (1, 9), (9, 1), (8, 8), (5, 20), (20, 5), (33, 17), (64, 64))
+MATRICES = ((1, 1), (1, 9), (9, 1), (8, 8), (5, 20), (20, 5), (33, 17), (64, 64), (50, 101), (97, 96))
+
+
+def orthogonalise(matrix):
+    result = np.stack([np.ones_like(matrix), matrix])      # a matrix has the same bits beside others
+    orthogonal.orthogonalise(result)
+    return result[1]
 
 
 def matrix(rows, columns, largest=1.0):
@@ -120,7 +127,7 @@ def test_orthogonalise_brings_the_singular_values_near_1_and_keeps_the_vectors(r
     gradient, u, v = matrix(rows, columns, largest)
     core = u.T @ orthogonalise(gradient).astype(np.float64) @ v
     assert 0.65 < np.diagonal(core).min() and np.diagonal(core).max() < 1.2
-    assert np.abs(core - np.diag(np.diagonal(core))).max() < 4e-6
+    assert np.abs(core - np.diag(np.diagonal(core))).max() < 1e-5
 
 
 @pytest.mark.parametrize("rows, columns", MATRICES)

@@ -154,6 +154,15 @@ def _sum_of_squares(x, start, stop):
     return lane_sum(total)
 
 
+@njit
+def sum_in_chunks(x):
+    """`sum_of_squares`, on one thread."""
+    total = ZERO
+    for start in range(0, x.size, CHUNK):
+        total += _sum_of_squares(x, start, min(start + CHUNK, x.size))
+    return total
+
+
 @njit(parallel=True, cache=True)
 def sum_of_squares(x):
     """The sum of x[i]^2 over a contiguous array of any shape: in chunks of 4096, then over the chunks in order."""
