@@ -51,7 +51,7 @@ def main(arguments=None):
     sys.stdout.reconfigure(errors="replace")
     try:
         run(options)
-    except (CoderError, CheckpointError) as error:
+    except (CoderError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"compress_demo: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more can be said to it

@@ -50,7 +50,7 @@ def main(arguments=None):
             summarise(trainer, seconds)
         except KeyboardInterrupt:
             sys.exit(130)                               # the run is done and saved
-    except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, OSError) as error:
+    except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"train_shakespeare: {error}")
     except MemoryError:
         sys.exit("train_shakespeare: not enough memory for a run of this size")

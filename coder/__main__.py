@@ -26,7 +26,7 @@ def main(arguments=None):
         options.run(options)
         if sys.stdout:
             sys.stdout.flush()
-    except (CoderError, CheckpointError) as error:
+    except (CoderError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"coder: {error}")
     except BrokenPipeError:
         forget_output()

@@ -1,10 +1,11 @@
-"""python -m minigpt sample: text from a trained model."""
+"""python -m minigpt sample: text from a trained model.  python -m minigpt verify: are the bits right here?"""
 
 import argparse
 import itertools
 import os
 import sys
 
+from . import verify
 from .checkpoint import CheckpointError, load_checkpoint
 from .sampling import stream
 
@@ -22,8 +23,12 @@ def main(arguments=None):
     sample.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest that together have this share")
     sample.add_argument("--seed", type=int, default=42, help="another seed, another text")
     sample.add_argument("--stop", default="", metavar="TEXT", help="end where this text would come")
+    check = commands.add_parser("verify", help="compute everything that must be the same on every machine, and compare")
+    check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "verify":
+            sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
         if not 0 <= options.seed < 2 ** 64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")
         checkpoint = load_checkpoint(options.model)
@@ -34,7 +39,7 @@ def main(arguments=None):
         for piece in itertools.chain([options.prompt, first], pieces, ["\n"]):
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, ValueError, FloatingPointError) as error:
         sys.exit(f"minigpt: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # the reader has had enough

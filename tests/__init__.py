@@ -1,4 +1,4 @@
-"""Each test file says what it claims; golden.py and reference.py are what they are held against."""
+"""Each test file says what it claims; reference.py is what they are held against."""
 
 import os
 

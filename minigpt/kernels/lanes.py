@@ -217,6 +217,9 @@ exp = _operation(_exp, 1)        # within 1 unit in the last place; 0 below -87,
 
 # log(x) = n * ln 2 + log(m) with x = 2^n * m and sqrt(1/2) <= m < sqrt(2).  With s = (m - 1) / (m + 1), |s| < 0.172,
 #   log(m) = 2 * (s + s^3 / 3 + s^5 / 5 + ...), whose first term left out is below 7e-10.
+_LEAST, _INFINITE, _NAN = 2.0 ** -126, float("inf"), float("nan")
+
+
 def _log(builder, x):
     bits = builder.bitcast(x, _INTS)
     n = builder.ashr(builder.sub(bits, _constant(0x3F3504F3, _INT)), _constant(23, _INT))             # 0x3F3504F3: sqrt(1/2)
@@ -226,10 +229,12 @@ def _log(builder, x):
     p = _constant(2 / 9)
     for coefficient in (2 / 7, 2 / 5, 2 / 3, 2.0):
         p = fused(builder, p, square, _constant(coefficient))
-    return fused(builder, builder.sitofp(n, _FLOATS), _constant(0.6931471805599453), builder.fmul(s, p))
+    result = fused(builder, builder.sitofp(n, _FLOATS), _constant(0.6931471805599453), builder.fmul(s, p))
+    normal = builder.and_(builder.fcmp_ordered(">=", x, _constant(_LEAST)), builder.fcmp_ordered("<", x, _constant(_INFINITE)))
+    return builder.select(normal, result, builder.select(builder.fcmp_ordered("==", x, _constant(_INFINITE)), x, _constant(_NAN)))
 
 
-log = _operation(_log, 1)        # for normal positive numbers
+log = _operation(_log, 1)        # for normal positive numbers and infinity; NaN for all others
 
 
 # --- from lanes to one number -----------------------------------------------------------------------------------------
