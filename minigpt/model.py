@@ -6,13 +6,12 @@
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
+from .blocks import Block, Cache, Rotary
 from .kernels import threads_for
-from .layers import (Attention, Cache, CrossEntropy, Dropout, Embedding, FeedForward, Layer, LayerNorm, Linear, Residual,
-                     RMSNorm, Rotary, TiedHead)
+from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 CHOICES = {
     "position": ("rotary", "learned"),
@@ -57,33 +56,6 @@ class GPTConfig:
             raise ValueError(f"rotary positions turn pairs of channels, but a head has {self.n_embd // self.n_head}")
 
 
-class Block(Layer):
-    """Attention, then the feed-forward pair, each with a way around it."""
-
-    def __init__(self, config, rotary, name):
-        super().__init__()
-        C = config.n_embd
-        std, std_out = 0.5 / C ** 0.5, 0.5 / (C ** 0.5 * config.n_layer ** 0.5)
-
-        def residual(sublayer, part):
-            norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-            return Residual(sublayer, norm, config.norm_order == "first", Dropout(config.dropout, f"dropout {name}.{part}"))
-
-        self.attention = residual(Attention(config, rotary, std, std_out), "attention")
-        self.feed_forward = residual(FeedForward(config, std, std_out / 2), "feed_forward")
-
-    def forward(self, x, draw, T, cache=None, layer=0):
-        x = self.attention.forward(x, draw, partial(self.attention.sublayer.forward, T=T, cache=cache, layer=layer))
-        return self.feed_forward.forward(x, draw, self.feed_forward.sublayer.forward)
-
-    def backward(self, dy):
-        return self.attention.backward(self.feed_forward.backward(dy))
-
-    def step(self, x, cache, layer):
-        x = self.attention.forward(x, None, partial(self.attention.sublayer.step, cache=cache, layer=layer))
-        return self.feed_forward.forward(x, None, self.feed_forward.sublayer.forward)
-
-
 class GPT(Layer):
     """A GPT with initial weights from `seed`, or (None) with none that are worth anything yet.
 
@@ -99,6 +71,8 @@ class GPT(Layer):
         self._dropout = Dropout(config.dropout, "dropout embedding")
         rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
         self.blocks = [Block(config, rotary, f"blocks.{i}") for i in range(config.n_layer)]
+        for block in self.blocks[1:]:
+            block.share(self.blocks[0])
         norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
         self.norm = norm if config.norm_order == "first" else None       # norm last has just normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)

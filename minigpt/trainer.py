@@ -92,9 +92,10 @@ class Trainer:
         self.losses[step] = loss
         return loss
 
-    def validate(self, windows_at_a_time=64):
+    def validate(self):
         """Mean cross-entropy, in nats per token, over the whole validation text, in windows side by side."""
         ids, T = self.validation_ids, self.model.config.block_size
+        windows_at_a_time = self.config.batch_size          # so that it takes no more memory than training
         whole = (len(ids) - 1) // T
         inputs, targets = ids[:whole * T].reshape(whole, T), ids[1:whole * T + 1].reshape(whole, T)
         total = 0.0

@@ -22,12 +22,13 @@ from numba import njit
 from numba.core.registry import cpu_target
 
 from . import rng
+from .blocks import rotary_tables
 from .checkpoint import fingerprint
 from .kernels import attention, check_arithmetic, elementwise, rows
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
 from .kernels.orthogonal import orthogonalise
-from .layers import Draw, rotary_tables
+from .layers import Draw
 from .model import GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
 from .sampling import generate

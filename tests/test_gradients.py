@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minigpt.layers import (Attention, CrossEntropy, Draw, Dropout, Embedding, FeedForward, LayerNorm, Linear, Residual,
-                            RMSNorm, Rotary, TiedHead)
+from minigpt.blocks import Attention, FeedForward, Residual, Rotary
+from minigpt.layers import CrossEntropy, Draw, Dropout, Embedding, LayerNorm, Linear, RMSNorm, TiedHead
 from tests import reference
 
 H = 1e-7

@@ -217,9 +217,9 @@ def plain_validation(trainer):
 @pytest.mark.parametrize("tokens", [2, 3, 16, 17, 18, 32, 33, 34, 100])
 @pytest.mark.parametrize("windows_at_a_time", [1, 2, 64])
 def test_validation_covers_every_token_of_the_split(tokens, windows_at_a_time, tmp_path):
-    trainer = make_trainer(tmp_path, TEXT[-10 * tokens:])
+    trainer = make_trainer(tmp_path, TEXT[-10 * tokens:], batch_size=windows_at_a_time)
     trainer.validation_ids = trainer.validation_ids[:tokens]
-    assert trainer.validate(windows_at_a_time) == pytest.approx(plain_validation(trainer), rel=1e-6)
+    assert trainer.validate() == pytest.approx(plain_validation(trainer), rel=1e-6)
 
 
 def test_validation_drops_nothing_out_and_changes_nothing(tmp_path):

@@ -1,0 +1,212 @@
+"""The two sublayers of a Transformer block, attention and the feed-forward pair, and what holds them together."""
+
+from functools import partial
+
+import numpy as np
+
+from .kernels import attention, elementwise
+from .layers import Dropout, Layer, LayerNorm, Linear, RMSNorm
+
+
+class Rotary(Layer):
+    """Turns each pair of channels of q and k by an angle that grows with the position: pair i by position * 10000^(-2i/D).
+
+    A query and a key then meet at an angle that depends on their distance alone.  [Su et al. 2021]
+    """
+
+    def __init__(self, positions, n_head, head_size):
+        super().__init__()
+        self.n_head = n_head
+        self.cosine, self.sine = rotary_tables(positions, head_size)
+
+    def forward(self, x, T, first=0):
+        elementwise.rotate(x, self.cosine, self.sine, T, first, self.n_head, x)
+        return x
+
+    # A rotation's transpose is the rotation back.
+    def backward(self, dy, T):
+        elementwise.rotate(dy, self.cosine, -self.sine, T, 0, self.n_head, dy)
+        return dy
+
+
+def rotary_tables(positions, head_size):
+    """cos and sin (positions, D / 2) of position * 10000^(-2i/D), from + - * / alone, in binary64, rounded to float32."""
+    exponent = np.arange(head_size // 2) * (-2.0 * 9.210340371976184 / head_size) / 1024.0        # ln 10000
+    power, term = np.ones_like(exponent), np.ones_like(exponent)
+    for n in range(1, 12):
+        term = term * exponent / n
+        power = power + term
+    for _ in range(10):
+        power = power * power                                       # (e^(x / 1024))^1024
+    cosine, sine, term = np.zeros_like(power), np.zeros_like(power), np.ones_like(power)
+    for n in range(24):                                             # Taylor: 1 + x - x^2/2! - x^3/3! + + - - ...
+        sign = 1.0 if n % 4 < 2 else -1.0
+        if n % 2:
+            sine = sine + sign * term
+        else:
+            cosine = cosine + sign * term
+        term = term * power / (n + 1)
+    table = np.empty((2, positions, head_size // 2), np.float32)
+    c, s = np.ones_like(cosine), np.zeros_like(sine)
+    for position in range(positions):
+        table[0, position], table[1, position] = c, s
+        c, s = c * cosine - s * sine, s * cosine + c * sine         # one step further round
+    return table
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, of S sequences that advance in lockstep, for each layer."""
+
+    def __init__(self, n_layer, n_head, head_size, block_size, sequences):
+        width = (block_size + 15) // 16 * 16         # whole lanes
+        self.position, self.sequences = 0, sequences
+        self.keys = np.zeros((n_layer, sequences, n_head, head_size, width), np.float32)
+        self.values = np.zeros((n_layer, sequences, n_head, block_size, head_size), np.float32)
+
+
+class Attention(Layer):
+    """Causal self-attention with n_head heads: out = softmax(q k^T / sqrt(D)) v, then a projection.
+
+    q, k and v are linear in x; q and k may be normalised and rotated, head by head.
+    """
+
+    def __init__(self, config, position, std, std_out):
+        super().__init__()
+        C, D = config.n_embd, config.n_embd // config.n_head
+        self.n_head, self.head_size = config.n_head, D
+        self.scale = np.float32(1) / np.sqrt(np.float32(D))
+        self.query = Linear(C, C, config.bias, std)
+        self.key = Linear(C, C, config.bias, std)
+        self.value = Linear(C, C, config.bias, std)
+        self.query_norm = RMSNorm(D) if config.qk_norm else None
+        self.key_norm = RMSNorm(D) if config.qk_norm else None
+        self._rotary = position
+        self.projection = Linear(C, C, config.bias, std_out)
+
+    def _query_key_value(self, x, T, first):
+        q, k, v = self.query.forward(x), self.key.forward(x), self.value.forward(x)
+        if self.query_norm:
+            q = self.query_norm.forward(q.reshape(-1, self.head_size)).reshape(x.shape)
+            k = self.key_norm.forward(k.reshape(-1, self.head_size)).reshape(x.shape)
+        if self._rotary:
+            q, k = self._rotary.forward(q, T, first), self._rotary.forward(k, T, first)
+        return q, k, v
+
+    def forward(self, x, T, cache=None, layer=0):
+        """x (B * T, C); a cache, where one is given, receives the keys and values."""
+        self.T = T
+        self.q, self.k, self.v = q, k, v = self._query_key_value(x, T, 0)
+        self.out = self.kept("out", *x.shape)
+        self.peak = self.kept("peak", len(x) // T * self.n_head, T)
+        self.total = self.kept("total", len(x) // T * self.n_head, T)
+        attention.attention_forward(q, k, v, self.n_head, T, self.scale, self.out, self.peak, self.total)
+        if cache is not None:
+            split = (-1, T, self.n_head, self.head_size)
+            cache.keys[layer, :, :, :, :T] = k.reshape(split).transpose(0, 2, 3, 1)       # (B, H, D, T)
+            cache.values[layer, :, :, :T] = v.reshape(split).transpose(0, 2, 1, 3)        # (B, H, T, D)
+        return self.projection.forward(self.out, passing=True)
+
+    # The chain rule backwards through the lines of forward; derived in kernels/attention.py.
+    def backward(self, dy):
+        dout = self.projection.backward(dy)
+        dq, dk, dv = (self.passing(name, *dy.shape) for name in ("dq", "dk", "dv"))
+        attention.attention_backward(dout, self.q, self.k, self.v, self.out, self.peak, self.total, self.n_head, self.T,
+                                     self.scale, dq, dk, dv)
+        if self._rotary:
+            dq, dk = self._rotary.backward(dq, self.T), self._rotary.backward(dk, self.T)
+        if self.query_norm:
+            dq = self.query_norm.backward(dq.reshape(-1, self.head_size)).reshape(dy.shape)
+            dk = self.key_norm.backward(dk.reshape(-1, self.head_size)).reshape(dy.shape)
+        dx = self.query.backward(dq)
+        return self.value.backward(dv, self.key.backward(dk, dx))
+
+    def step(self, x, cache, layer):
+        """x (S, C), one more token of each sequence: the row that `forward` would give it, bit for bit."""
+        q, k, v = self._query_key_value(x, 1, cache.position)
+        out = self.kept("out", *x.shape)
+        attention.attend_one(q, k, v, cache.keys[layer], cache.values[layer], cache.position, self.scale, out)
+        return self.projection.forward(out, passing=True)
+
+
+class FeedForward(Layer):
+    """y = act(x W1) W2, with 4 C channels between."""
+
+    ACTIVATIONS = {
+        "relu": (elementwise.relu_forward, elementwise.relu_backward),
+        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward),
+        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward),
+    }
+
+    def __init__(self, config, std, std_out):
+        super().__init__()
+        self.activate, self.activate_backward = self.ACTIVATIONS[config.activation]
+        self.expand = Linear(config.n_embd, 4 * config.n_embd, config.bias, std)
+        self.contract = Linear(4 * config.n_embd, config.n_embd, config.bias, std_out)
+
+    def forward(self, x):
+        self.hidden = self.expand.forward(x)
+        return self.contract.forward(self._active(), passing=True)
+
+    def _active(self):
+        active = self.passing("active", *self.hidden.shape)
+        self.activate(self.hidden, active)
+        return active
+
+    def backward(self, dy):
+        self.contract.x = self._active()            # made again: it is the largest array, and quickly made
+        dhidden = self.contract.backward(dy)
+        self.activate_backward(dhidden, self.hidden, dhidden)
+        return self.expand.backward(dhidden)
+
+
+class Residual(Layer):
+    """A sublayer with a way around it.  Norm first: y = x + f(norm(x)); norm last, as first published: norm(x + f(x))."""
+
+    def __init__(self, sublayer, norm, norm_first, dropout):
+        super().__init__()
+        self.norm, self.sublayer, self._norm_first, self._dropout = norm, sublayer, norm_first, dropout
+
+    def parameters(self, prefix=""):
+        return {**self.norm.parameters(prefix + "norm."), **self.sublayer.parameters(prefix)}
+
+    def forward(self, x, draw, call):
+        """`call` is what computes the sublayer: its forward or step with all arguments but x."""
+        y = call(self.norm.forward(x) if self._norm_first else x)
+        total = np.add(x, self._dropout.forward(y, draw), out=self.kept("sum", *x.shape))
+        return total if self._norm_first else self.norm.forward(total)
+
+    # d(x + f(x)) = dy + f'(dy): the gradient goes both ways and adds up.
+    def backward(self, dy):
+        if not self._norm_first:
+            dy = self.norm.backward(dy)
+        dx = self.sublayer.backward(self._dropout.backward(dy))
+        if self._norm_first:
+            dx = self.norm.backward(dx)
+        return np.add(dx, dy, out=self.passing("dx", *dy.shape))
+
+
+class Block(Layer):
+    """Attention, then the feed-forward pair, each with a way around it."""
+
+    def __init__(self, config, rotary, name):
+        super().__init__()
+        C = config.n_embd
+        std, std_out = 0.5 / C ** 0.5, 0.5 / (C ** 0.5 * config.n_layer ** 0.5)
+
+        def residual(sublayer, part):
+            norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
+            return Residual(sublayer, norm, config.norm_order == "first", Dropout(config.dropout, f"dropout {name}.{part}"))
+
+        self.attention = residual(Attention(config, rotary, std, std_out), "attention")
+        self.feed_forward = residual(FeedForward(config, std, std_out / 2), "feed_forward")
+
+    def forward(self, x, draw, T, cache=None, layer=0):
+        x = self.attention.forward(x, draw, partial(self.attention.sublayer.forward, T=T, cache=cache, layer=layer))
+        return self.feed_forward.forward(x, draw, self.feed_forward.sublayer.forward)
+
+    def backward(self, dy):
+        return self.attention.backward(self.feed_forward.backward(dy))
+
+    def step(self, x, cache, layer):
+        x = self.attention.forward(x, None, partial(self.attention.sublayer.step, cache=cache, layer=layer))
+        return self.feed_forward.forward(x, None, self.feed_forward.sublayer.forward)
