@@ -3,8 +3,9 @@
 from functools import partial
 
 import numpy as np
+from numba import get_num_threads
 
-from .kernels import attention, elementwise
+from .kernels import attention, elementwise, step
 from .layers import Dropout, Layer, LayerNorm, Linear, RMSNorm
 
 
@@ -19,13 +20,13 @@ class Rotary(Layer):
         self.n_head = n_head
         self.cosine, self.sine = rotary_tables(positions, head_size)
 
-    def forward(self, x, T, first=0):
-        elementwise.rotate(x, self.cosine, self.sine, T, first, self.n_head, x)
+    def forward(self, x, T):
+        elementwise.rotate(x, self.cosine, self.sine, T, self.n_head, x)
         return x
 
     # A rotation's transpose is the rotation back.
     def backward(self, dy, T):
-        elementwise.rotate(dy, self.cosine, -self.sine, T, 0, self.n_head, dy)
+        elementwise.rotate(dy, self.cosine, -self.sine, T, self.n_head, dy)
         return dy
 
 
@@ -83,19 +84,15 @@ class Attention(Layer):
         self._rotary = position
         self.projection = Linear(C, C, config.bias, std_out)
 
-    def _query_key_value(self, x, T, first):
+    def forward(self, x, T, cache=None, layer=0):
+        """x (B * T, C); a cache, where one is given, receives the keys and values."""
         q, k, v = self.query.forward(x), self.key.forward(x), self.value.forward(x)
         if self.query_norm:
             q = self.query_norm.forward(q.reshape(-1, self.head_size)).reshape(x.shape)
             k = self.key_norm.forward(k.reshape(-1, self.head_size)).reshape(x.shape)
         if self._rotary:
-            q, k = self._rotary.forward(q, T, first), self._rotary.forward(k, T, first)
-        return q, k, v
-
-    def forward(self, x, T, cache=None, layer=0):
-        """x (B * T, C); a cache, where one is given, receives the keys and values."""
-        self.T = T
-        self.q, self.k, self.v = q, k, v = self._query_key_value(x, T, 0)
+            q, k = self._rotary.forward(q, T), self._rotary.forward(k, T)
+        self.T, self.q, self.k, self.v = T, q, k, v
         self.out = self.kept("out", *x.shape)
         self.peak = self.kept("peak", len(x) // T * self.n_head, T)
         self.total = self.kept("total", len(x) // T * self.n_head, T)
@@ -120,26 +117,25 @@ class Attention(Layer):
         dx = self.query.backward(dq)
         return self.value.backward(dv, self.key.backward(dk, dx))
 
-    def step(self, x, cache, layer):
-        """x (S, C), one more token of each sequence: the row that `forward` would give it, bit for bit."""
-        q, k, v = self._query_key_value(x, 1, cache.position)
-        out = self.kept("out", *x.shape)
-        attention.attend_one(q, k, v, cache.keys[layer], cache.values[layer], cache.position, self.scale, out)
-        return self.projection.forward(out, passing=True)
+    def arrays(self):
+        """What `block_step` needs of this layer."""
+        gains = (self.query_norm.gain.data, self.key_norm.gain.data) if self.query_norm else None
+        rotary = (self._rotary.cosine, self._rotary.sine) if self._rotary else None
+        return (self.query.arrays(), self.key.arrays(), self.value.arrays(), gains, rotary, self.projection.arrays())
 
 
 class FeedForward(Layer):
     """y = act(x W1) W2, with 4 C channels between."""
 
     ACTIVATIONS = {
-        "relu": (elementwise.relu_forward, elementwise.relu_backward),
-        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward),
-        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward),
+        "relu": (elementwise.relu_forward, elementwise.relu_backward, step.RELU),
+        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward, step.GELU),
+        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward, step.SQUARED_RELU),
     }
 
     def __init__(self, config, std, std_out):
         super().__init__()
-        self.activate, self.activate_backward = self.ACTIVATIONS[config.activation]
+        self.activate, self.activate_backward, self.activation = self.ACTIVATIONS[config.activation]
         self.expand = Linear(config.n_embd, 4 * config.n_embd, config.bias, std)
         self.contract = Linear(4 * config.n_embd, config.n_embd, config.bias, std_out)
 
@@ -158,6 +154,10 @@ class FeedForward(Layer):
         self.activate_backward(dhidden, self.hidden, dhidden)
         return self.expand.backward(dhidden)
 
+    def arrays(self):
+        """What `block_step` needs of this layer."""
+        return self.expand.arrays(), self.activation, self.contract.arrays()
+
 
 class Residual(Layer):
     """A sublayer with a way around it.  Norm first: y = x + f(norm(x)); norm last, as first published: norm(x + f(x))."""
@@ -170,7 +170,7 @@ class Residual(Layer):
         return {**self.norm.parameters(prefix + "norm."), **self.sublayer.parameters(prefix)}
 
     def forward(self, x, draw, call):
-        """`call` is what computes the sublayer: its forward or step with all arguments but x."""
+        """`call` is what computes the sublayer: its forward with all arguments but x."""
         y = call(self.norm.forward(x) if self._norm_first else x)
         total = np.add(x, self._dropout.forward(y, draw), out=self.kept("sum", *x.shape))
         return total if self._norm_first else self.norm.forward(total)
@@ -190,12 +190,12 @@ class Block(Layer):
 
     def __init__(self, config, rotary, name):
         super().__init__()
-        C = config.n_embd
+        C, self.norm_first = config.n_embd, config.norm_order == "first"
         std, std_out = 0.5 / C ** 0.5, 0.5 / (C ** 0.5 * config.n_layer ** 0.5)
 
         def residual(sublayer, part):
             norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-            return Residual(sublayer, norm, config.norm_order == "first", Dropout(config.dropout, f"dropout {name}.{part}"))
+            return Residual(sublayer, norm, self.norm_first, Dropout(config.dropout, f"dropout {name}.{part}"))
 
         self.attention = residual(Attention(config, rotary, std, std_out), "attention")
         self.feed_forward = residual(FeedForward(config, std, std_out / 2), "feed_forward")
@@ -208,5 +208,8 @@ class Block(Layer):
         return self.attention.backward(self.feed_forward.backward(dy))
 
     def step(self, x, cache, layer):
-        x = self.attention.forward(x, None, partial(self.attention.sublayer.step, cache=cache, layer=layer))
-        return self.feed_forward.forward(x, None, self.feed_forward.sublayer.forward)
+        """x (S, C), one more token of each sequence, becomes the rows that `forward` would give it, bit for bit."""
+        attention, feed_forward = self.attention, self.feed_forward
+        step.block_step(x, get_num_threads(), self.norm_first, attention.norm.arrays(), *attention.sublayer.arrays(),
+                        feed_forward.norm.arrays(), *feed_forward.sublayer.arrays(), cache.keys[layer], cache.values[layer],
+                        cache.position, attention.sublayer.scale)

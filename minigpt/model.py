@@ -169,7 +169,7 @@ class GPT(Layer):
             if self.positions:
                 x += self.positions.weight.data[cache.position]
             for layer, block in enumerate(self.blocks):
-                x = block.step(x, cache, layer)
+                block.step(x, cache, layer)
             if self.norm:
                 x = self.norm.forward(x)
             cache.position += 1

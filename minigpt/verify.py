@@ -186,7 +186,8 @@ def kernels():
     yield "attention, backward", sha256(dq, dk, dv)
     keys, values, one = outputs((3, H, C // H, 32), (3, H, T, C // H), (3, C))
     for t in range(T):
-        attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, t, scale, one)
+        for pair in range(3 * H):
+            attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, pair // H, pair % H, t, scale, one)
     yield "attention, one more token", sha256(one)
 
     for name, forward, backward in (("ReLU", elementwise.relu_forward, elementwise.relu_backward),
@@ -197,7 +198,7 @@ def kernels():
         yield name + " and backward", sha256(y, dx)
     elementwise.apply_mask(odd.reshape(-1), rng.keep(0, "verify mask", 0, odd.size, 0.3), np.float32(1.25), y.reshape(-1))
     yield "dropout", sha256(y)
-    elementwise.rotate(odd, *rotary_tables(T, C // H), T, 0, H, y)
+    elementwise.rotate(odd, *rotary_tables(T, C // H), T, H, y)
     yield "rotary positions", sha256(y)
     weight, square = x.copy().reshape(-1), np.abs(numbers("square", N * C))
     elementwise.adamw(weight, odd.reshape(-1), dy.reshape(-1), square, *map(np.float32, (0.5, 1e-3, 1.0, 0.9, 0.99, 2.0, 3.0, 1e-8)))

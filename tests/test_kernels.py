@@ -585,7 +585,8 @@ def attention_token_by_token(q, k, v, heads, T, scale):
     keys, values = np.zeros((B, heads, D, (T + 15) // 16 * 16), np.float32), np.zeros((B, heads, T, D), np.float32)
     one = np.empty((B, heads * D), np.float32)
     for t in range(T):
-        attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, t, scale, one)
+        for pair in range(B * heads):
+            attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, pair // heads, pair % heads, t, scale, one)
         out[t::T] = one
     return out
 
@@ -692,8 +693,8 @@ def test_rotary_tables_hold_the_cosines_and_sines_of_the_paper(positions, D):
 
 def rotated(x, T, heads, first=0, backwards=False):
     D, y = x.shape[1] // heads, np.empty_like(x)
-    cosine, sine = rotary_tables(first + T, D)
-    elementwise.rotate(x, cosine, -sine if backwards else sine, T, first, heads, y)
+    cosine, sine = (table[first:].copy() for table in rotary_tables(first + T, D))
+    elementwise.rotate(x, cosine, -sine if backwards else sine, T, heads, y)
     return y
 
 

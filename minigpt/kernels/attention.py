@@ -118,20 +118,13 @@ def _dot(x, y, row):
     return lane_sum(total)
 
 
-@njit(parallel=True, cache=True)
-def attend_one(q, k, v, keys, values, position, scale, out):
-    """Attention for one more token a sequence: the row `position` of `attention_forward`, bit for bit.
+@njit(cache=True)
+def attend_one(q, k, v, keys, values, s, h, position, scale, out):
+    """Attention for one more token of sequence s, in head h: the row `position` of `attention_forward`, bit for bit.
 
     q, k, v, out (S, H * D).  keys (S, H, D, whole lanes >= block) and values (S, H, block, D) hold the tokens before it;
     this one's k and v are added to them.
     """
-    S, H, D, _ = keys.shape
-    for pair in prange(S * H):
-        _attend_one(q, k, v, keys, values, pair // H, pair % H, position, scale, out)
-
-
-@njit
-def _attend_one(q, k, v, keys, values, s, h, position, scale, out):
     _, _, D, width = keys.shape
     for d in range(D):
         keys[s, h, d, position] = k[s, h * D + d]

@@ -20,12 +20,17 @@ def _chunks(x):
 
 # --- ReLU, and its square ---------------------------------------------------------------------------------------------
 
+@njit
+def relu(lanes):
+    return maximum(lanes, splat(ZERO))
+
+
 @njit(parallel=True, cache=True)
 def relu_forward(x, y):
     """y = max(x, 0)"""
     for chunk in prange(_chunks(x)):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
-            store_part(y, i, x.size - i, maximum(load_part(x, i, x.size - i, ZERO), splat(ZERO)))
+            store_part(y, i, x.size - i, relu(load_part(x, i, x.size - i, ZERO)))
 
 
 # dx = dy where x > 0, else 0
@@ -37,13 +42,17 @@ def relu_backward(dy, x, dx):
             store_part(dx, i, n, where_positive(load_part(x, i, n, ZERO), load_part(dy, i, n, ZERO), splat(ZERO)))
 
 
+@njit
+def squared_relu(lanes):
+    return relu(lanes) * relu(lanes)
+
+
 @njit(parallel=True, cache=True)
 def squared_relu_forward(x, y):
     """y = max(x, 0)^2  [So et al. 2021]"""
     for chunk in prange(_chunks(x)):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
-            positive = maximum(load_part(x, i, x.size - i, ZERO), splat(ZERO))
-            store_part(y, i, x.size - i, positive * positive)
+            store_part(y, i, x.size - i, squared_relu(load_part(x, i, x.size - i, ZERO)))
 
 
 # dx = 2 * max(x, 0) * dy
@@ -52,7 +61,7 @@ def squared_relu_backward(dy, x, dx):
     for chunk in prange(_chunks(x)):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
             n = x.size - i
-            positive = maximum(load_part(x, i, n, ZERO), splat(ZERO))
+            positive = relu(load_part(x, i, n, ZERO))
             store_part(dx, i, n, (positive + positive) * load_part(dy, i, n, ZERO))
 
 
@@ -70,13 +79,17 @@ def _gate(x):
     return splat(ONE) / (splat(ONE) + exp(u * splat(MINUS_2_ROOT)))
 
 
+@njit
+def gelu(lanes):
+    return lanes * _gate(lanes)
+
+
 @njit(parallel=True, cache=True)
 def gelu_forward(x, y):
     """y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))  [Hendrycks and Gimpel 2016]"""
     for chunk in prange(_chunks(x)):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
-            lanes = load_part(x, i, x.size - i, ZERO)
-            store_part(y, i, x.size - i, lanes * _gate(lanes))
+            store_part(y, i, x.size - i, gelu(load_part(x, i, x.size - i, ZERO)))
 
 
 # dg/du = 2 g (1 - g)  and  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2):  dx = dy * (g + x * dg/du * du/dx)
@@ -103,18 +116,18 @@ def apply_mask(x, keep, scale, y):
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
 @njit(parallel=True, cache=True)
-def rotate(x, cosine, sine, T, first, heads, y):
+def rotate(x, cosine, sine, T, heads, y):
     """Turn each pair (x[d], x[d + D/2]) of every head by its row's angle.  [Su et al. 2021]
 
-    x, y (B * T, H * D); cosine and sine (positions, D / 2); row n stands at position first + n mod T.  The derivative of
+    x, y (B * T, H * D); cosine and sine (positions, D / 2); row n stands at position n mod T.  The derivative of
     a rotation is the rotation back: pass -sine.  y may be x.
     """
     for n in prange(x.shape[0]):
-        _rotate_row(x, n, cosine, sine, first + n % T, heads, y)
+        rotate_row(x, n, cosine, sine, n % T, heads, y)
 
 
 @njit
-def _rotate_row(x, n, cosine, sine, position, heads, y):
+def rotate_row(x, n, cosine, sine, position, heads, y):
     half = x.shape[1] // heads // 2
     for h in range(heads):
         at = n * x.shape[1] + h * 2 * half

@@ -21,13 +21,19 @@ def layer_norm_forward(x, gain, bias, y, mean, rstd):
 
     Writes y (N, C) and, for the way back, mean (N,) and rstd (N,), one over the standard deviation.
     """
-    N, C = x.shape
-    for i in prange(N):
-        mean[i], rstd[i] = _mean_and_rstd(x, i * C, C)
-        m, r = splat(mean[i]), splat(rstd[i])
-        for c in range(0, C, LANES):
-            n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
-            store_part(y, i * C + c, C - c, fma(n, load_part(gain, c, C - c, ZERO), load_part(bias, c, C - c, ZERO)))
+    for i in prange(x.shape[0]):
+        mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
+
+
+@njit
+def layer_norm_row(x, i, gain, bias, y):
+    C = x.shape[1]
+    mean, rstd = _mean_and_rstd(x, i * C, C)
+    m, r = splat(mean), splat(rstd)
+    for c in range(0, C, LANES):
+        n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
+        store_part(y, i * C + c, C - c, fma(n, load_part(gain, c, C - c, ZERO), load_part(bias, c, C - c, ZERO)))
+    return mean, rstd
 
 
 # With n = (x - mean) * rstd and g = dy * gain, every x moves its whole row through mean and rstd:
@@ -48,12 +54,18 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
 @njit(parallel=True, cache=True)
 def rms_norm_forward(x, gain, y, rstd):
     """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]"""
-    N, C = x.shape
-    for i in prange(N):
-        rstd[i] = _rstd(x, i * C, C, ZERO)
-        r = splat(rstd[i])
-        for c in range(0, C, LANES):
-            store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
+    for i in prange(x.shape[0]):
+        rstd[i] = rms_norm_row(x, i, gain, y)
+
+
+@njit
+def rms_norm_row(x, i, gain, y):
+    C = x.shape[1]
+    rstd = _rstd(x, i * C, C, ZERO)
+    r = splat(rstd)
+    for c in range(0, C, LANES):
+        store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
+    return rstd
 
 
 # n = x * rstd, g = dy * gain:  dx = rstd * (g - n * mean(g * n)),  dgain = sum over rows of dy * n
