@@ -13,6 +13,7 @@ from numba import njit, prange
 from minigpt.kernels.lanes import LANES, exp, lane_max, load_part, maximum, splat, store_part
 
 BITS = 22       # V * (2^BITS + 1) must not exceed the range coder's largest total, 2^32
+SCALE = np.float32(2 ** BITS)
 LOWEST = np.float32(-np.inf)
 
 
@@ -39,6 +40,6 @@ def _row(logits, i, frequencies):
     scaled = np.empty(V, np.float32)
     for c in range(0, V, LANES):
         e = exp(load_part(logits, i * V + c, V - c, LOWEST) - peak)
-        store_part(scaled, c, V - c, e * splat(np.float32(2 ** BITS)))
+        store_part(scaled, c, V - c, e * splat(SCALE))
     for c in range(V):
         frequencies[i, c] = np.uint32(1) + (np.uint32(scaled[c]) if scaled[c] >= np.float32(0) else np.uint32(0))

@@ -191,7 +191,7 @@ class Block(Layer):
     def __init__(self, config, rotary, name):
         super().__init__()
         C, self.norm_first = config.n_embd, config.norm_order == "first"
-        std, std_out = 0.5 / C ** 0.5, 0.5 / (C ** 0.5 * config.n_layer ** 0.5)
+        std, std_out = 0.5 / np.sqrt(C), 0.5 / (np.sqrt(C) * np.sqrt(config.n_layer))
 
         def residual(sublayer, part):
             norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)

@@ -137,7 +137,7 @@ def product(a, b, out, accumulate):
                 target, target_row = out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0]
                 if columns < WIDTH:
                     _copy(out[i:i + rows, j0:j0 + columns], edge[:rows, :columns])
-                    target, target_row = edge.ctypes.data, WIDTH * FLOAT
+                    target, target_row = np.int64(edge.ctypes.data), WIDTH * FLOAT      # int64 like the other address
                 if rows == ROWS:
                     _tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
                 else:

@@ -1,0 +1,528 @@
+"""How fast it is: our figures beside NumPy's and PyTorch's, and beside what the machine can do.  Not a test.
+
+    python -m tests.benchmark                  every case; the machine should have nothing else to do
+    python -m tests.benchmark train forward    these cases; --help names them all
+    python -m tests.benchmark --quick          does it run?  The figures mean nothing
+
+A line holds our figure, the reference's, and their ratio: how many times as fast we are, or how many times as little memory
+we take.  "of sgemm" is our share of the FLOP/s that OpenBLAS reaches on one large product in the same run.
+
+- Both sides compute the same: PyTorch gets our weights, and the losses of three training steps, or the logits, must agree to
+  1e-4.  `--model nanogpt`: learned positions, layer norm, GELU; `--model ours`: rotary positions, RMS norm, normalised
+  queries and keys, squared ReLU.  Neither has biases, dropout, a tied head or clipped gradients.
+- PyTorch runs eagerly in its best form: one product for q, k and v, fused attention, fused AdamW, inference mode.
+- Each side has a process of its own with 2 threads, and sleeps on a pipe until it is asked.  They take turns: A, B, large
+  product, A, B, ...  A turn is one call that wakes the threads, uncounted, then as many as fit, and gives their median; the
+  table shows the median turn, and the median ratio of a round +- half of its middle half.  Between turns is a pause: threads
+  that have worked still spin, OpenBLAS's for 30 ms, PyTorch's for 8.  (In one process they would share a libgomp, too.)
+- Encoding and decoding are held against our forward pass over the same windows, in the same batches.  They overlap by half:
+  two tokens for a byte.
+- Memory is what training adds, at its peak, to a process that has just trained a tiny model: weights, gradients, state of
+  AdamW, buffers.  Startup is a process from its start to the end of the first training step, Python and imports included.
+"""
+
+import argparse
+import ctypes
+import gc
+import importlib.util
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+THREADS = 2
+for library in "OMP", "OPENBLAS", "MKL", "NUMBA":
+    os.environ[f"{library}_NUM_THREADS"] = str(THREADS)             # before NumPy is loaded
+for switch in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":
+    os.environ.pop(switch, None)                                    # so that OpenBLAS takes what is best on this processor
+
+import numpy as np                                                  # noqa: E402
+
+
+class Shape(NamedTuple):
+    layers: int
+    width: int
+    heads: int
+    batch: int
+    window: int
+    vocab: int
+
+    def __str__(self):
+        return f"{self.layers} x {self.width}, {self.batch} x {self.window}, V {self.vocab}"
+
+
+TINY, BASE = Shape(1, 32, 1, 2, 16, 65), Shape(4, 128, 4, 8, 64, 256)
+SHAPES = [Shape(3, 128, 4, 8, 32, 65), Shape(4, 128, 4, 12, 64, 65), Shape(4, 128, 4, 32, 128, 256),
+          Shape(6, 384, 6, 16, 256, 65)]
+ROWS = [Shape(*size, rows, window, 256) for *size, window in ((4, 128, 4, 64), (6, 384, 6, 256)) for rows in (1, 16, 64)]
+SWEEPS = {"batch": (2, 4, 8, 16, 32, 64), "window": (32, 64, 128, 256, 512), "width": (64, 128, 256, 512),
+          "vocab": (64, 256, 1024, 4096)}
+LAYOUTS = "x W", "dy W^T", "x^T dy"
+FORMS = {"nanogpt": dict(position="learned", norm="layer", activation="gelu", qk_norm=False),
+         "ours": dict(position="rotary", norm="rms", activation="relu2", qk_norm=True)}
+RATE, STILL = 1e-3, 1e-6        # AdamW's, while both sides are compared, and then, so that each step is the same work
+
+
+def settings(shape, form):
+    """What GPTConfig is made of."""
+    return dict(vocab_size=shape.vocab, block_size=shape.window, n_layer=shape.layers, n_head=shape.heads,
+                n_embd=shape.width, **FORMS[form])
+
+
+def flops(shape, rows=None, keys=None):
+    """Operations of a forward pass, or of `rows` tokens that look at `keys` tokens each; a third of those of training."""
+    rows, keys = rows or shape.batch * shape.window, keys or (shape.window + 1) / 2
+    return rows * (shape.layers * (24 * shape.width ** 2 + 4 * shape.width * keys) + 2 * shape.width * shape.vocab)
+
+
+def batch(shape):
+    return np.random.default_rng(1).integers(shape.vocab, size=(2, shape.batch, shape.window))       # ids, targets
+
+
+def operands(layout, N, K, M):
+    """The factors of a linear layer's products, as the layer holds them."""
+    random = np.random.default_rng(1)
+    x, W, dy = (random.uniform(-1, 1, size).astype(np.float32) for size in ((N, K), (K, M), (N, M)))
+    return ((x, W), (dy, W.T), (x.T, dy))[LAYOUTS.index(layout)]
+
+
+# --- the sides: a method returns functions to be timed, and numbers in which the sides must agree ---------------------
+
+class NumPy:
+    matmul = staticmethod(np.matmul)
+
+    def products(self, sizes):
+        """sizes: (layout, N, K, M) of each."""
+        pairs = [operands(*size) for size in sizes]
+        calls = [partial(self.matmul, a, b, np.empty((len(a), b.shape[1]), np.float32)) for a, b in pairs]
+        return calls, [call()[0, :4] for call in calls]
+
+    def memory(self, shape, form, weights, tiny_weights):
+        """Bytes that training adds at its peak, or NaN where the system does not tell."""
+        def status(name):
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            return int(lines[name].split()[0]) * 1024
+        self.train(TINY, form, tiny_weights)                        # loads the code
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)                        # gives back what is free
+            Path("/proc/self/clear_refs").write_text("5")           # the peak is counted from here
+            before = status("VmRSS")
+            self.train(shape, form, weights)
+            return status("VmHWM") - before
+        except (OSError, AttributeError):
+            return float("nan")
+
+
+class Ours(NumPy):
+    def __init__(self):
+        from minigpt import model, optimizer
+        from minigpt.kernels.matmul import matmul
+        self.model, self.optimizer, self.matmul = model, optimizer, matmul
+
+    def gpt(self, shape, form):
+        return self.model.GPT(self.model.GPTConfig(**settings(shape, form)), seed=1)
+
+    def weights(self, shape, form):
+        return {name: parameter.data for name, parameter in self.gpt(shape, form).parameters().items()}
+
+    def train(self, shape, form, weights=None, optimizer="adamw", steps=3):
+        (ids, targets), model = batch(shape), self.gpt(shape, form)
+        optimizer = self.optimizer.Optimizer(model, self.optimizer.OptimizerConfig(
+            optimizer=optimizer, learning_rate=RATE, clip=0.0, warmup=0, cooldown=0.0), 2 ** 62)
+
+        def step():
+            loss = model.loss(ids, targets)
+            model.backward()
+            optimizer.step()
+            return loss
+        losses = [step() for _ in range(steps)]
+        optimizer.config = replace(optimizer.config, learning_rate=STILL, muon_rate=STILL)
+        return [step, optimizer.step], losses
+
+    def forward(self, shape, form, weights=None):
+        call = partial(self.gpt(shape, form).forward, batch(shape)[0])
+        return [call], call()[:, -1]
+
+    def cached(self, shape, form, weights=None):
+        ids, model, half = batch(shape)[0], self.gpt(shape, form), shape.window // 2
+        cache = model.new_cache(shape.batch)
+        model.forward(ids[:, :half], cache=cache)
+
+        def step():
+            cache.position = half
+            return model.step(ids[:, half], cache)
+        return [step], step()
+
+    def sweep(self, shapes, form):
+        return [self.train(shape, form, steps=1)[0][0] for shape in shapes], None
+
+    def code(self, data):
+        from coder import codec
+        model = self.model.GPT(self.model.GPTConfig(), seed=1)
+        predictor, T = codec.static(model), model.config.block_size
+        layout, inputs, _ = codec.lay_out(predictor, data)
+        together = max(1, codec.ROWS_AT_ONCE // T)
+
+        def forward():
+            for start, _, stop in codec.windows(layout.length, T):
+                for s in range(0, layout.S, together):
+                    model.forward(inputs[s:s + together, start:stop])
+        encode = partial(codec.encode_block, predictor, data)
+        decode = partial(codec.decode_block, predictor, encode(), len(data))
+        return [encode, decode, forward], list(decode())
+
+
+class Torch(NumPy):
+    def __init__(self):
+        import torch
+        torch.set_num_threads(THREADS)
+        self.torch, self.F = torch, torch.nn.functional
+
+    def load(self, shape, form, weights):
+        """Our weights, each matrix as PyTorch likes it (out, in)."""
+        torch, D = self.torch, shape.width // shape.heads
+        self.shape, self.form, self.D = shape, FORMS[form], D
+        tables = "tokens.weight", "positions.weight"
+        w = self.w = {name: torch.from_numpy(array.copy() if name in tables else np.ascontiguousarray(array.T))
+                      for name, array in weights.items()}
+        for i in range(shape.layers):
+            at = f"blocks.{i}.attention"
+            w[f"{at}.qkv.weight"] = torch.cat([w.pop(f"{at}.{part}.weight") for part in ("query", "key", "value")])
+        angle = torch.outer(torch.arange(shape.window), 10000 ** -(torch.arange(0, D, 2) / D)).repeat(1, 2)
+        self.cosine, self.sine = angle.cos(), angle.sin()
+
+    def norm(self, x, name):
+        gain = self.w[f"{name}.gain"]
+        if self.form["norm"] == "layer":
+            return self.F.layer_norm(x, gain.shape, gain, None, 1e-5)
+        return self.F.rms_norm(x, gain.shape, gain, 1e-5)
+
+    def rotate(self, x, first, T):
+        a, b = x.chunk(2, dim=-1)
+        return x * self.cosine[first:first + T] + self.torch.cat([-b, a], dim=-1) * self.sine[first:first + T]
+
+    def logits(self, ids, cache=None, first=0):
+        """(B, T, V) of ids (B, T), which stand at `first`.  cache: for each layer keys and values (B, H, block_size, D)."""
+        w, F, form, H, (B, T) = self.w, self.F, self.form, self.shape.heads, ids.shape
+        x = F.embedding(ids, w["tokens.weight"])
+        if form["position"] == "learned":
+            x = x + w["positions.weight"][first:first + T]
+        for i in range(self.shape.layers):
+            at = f"blocks.{i}.attention"
+            y = F.linear(self.norm(x, f"{at}.norm"), w[f"{at}.qkv.weight"])
+            q, k, v = y.view(B, T, 3 * H, self.D).transpose(1, 2).split(H, dim=1)                    # (B, H, T, D)
+            if form["qk_norm"]:
+                q, k = self.norm(q, f"{at}.query_norm"), self.norm(k, f"{at}.key_norm")
+            if form["position"] == "rotary":
+                q, k = self.rotate(q, first, T), self.rotate(k, first, T)
+            if cache is not None:
+                keys, values = cache[i]
+                keys[:, :, first:first + T], values[:, :, first:first + T] = k, v
+                k, v = keys[:, :, :first + T], values[:, :, :first + T]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+            x = x + F.linear(y.transpose(1, 2).reshape(B, T, -1), w[f"{at}.projection.weight"])
+            at = f"blocks.{i}.feed_forward"
+            y = F.linear(self.norm(x, f"{at}.norm"), w[f"{at}.expand.weight"])
+            y = F.gelu(y, approximate="tanh") if form["activation"] == "gelu" else F.relu(y).square()
+            x = x + F.linear(y, w[f"{at}.contract.weight"])
+        return F.linear(self.norm(x, "norm"), w["head.weight"])
+
+    def train(self, shape, form, weights, steps=3):
+        self.load(shape, form, weights)
+        ids, targets = map(self.torch.from_numpy, batch(shape))
+        groups = [dict(params=[w.requires_grad_() for w in self.w.values() if w.ndim == n], weight_decay=decay)
+                  for n, decay in ((1, 0.0), (2, 0.1))]
+        optimizer = self.torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), eps=1e-8, fused=True)
+
+        def step():
+            optimizer.zero_grad()
+            loss = self.F.cross_entropy(self.logits(ids).flatten(0, 1), targets.flatten())
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+        losses = [step() for _ in range(steps)]
+        for group in optimizer.param_groups:
+            group["lr"] = STILL
+        return [step, optimizer.step], losses
+
+    def no_grad(self, *arguments):
+        with self.torch.inference_mode():
+            return self.logits(*arguments)
+
+    def forward(self, shape, form, weights):
+        self.load(shape, form, weights)
+        call = partial(self.no_grad, self.torch.from_numpy(batch(shape)[0]))
+        return [call], call()[:, -1].numpy()
+
+    def cached(self, shape, form, weights):
+        self.load(shape, form, weights)
+        ids, half = self.torch.from_numpy(batch(shape)[0]), shape.window // 2
+        cache = [self.torch.zeros(2, shape.batch, shape.heads, shape.window, self.D).unbind() for _ in range(shape.layers)]
+        self.no_grad(ids[:, :half], cache)
+        call = partial(self.no_grad, ids[:, half:half + 1], cache, half)
+        return [call], call()[:, 0].numpy()
+
+
+# --- their processes --------------------------------------------------------------------------------------------------
+
+def begin(side, passive):
+    global SIDE, CALLS
+    os.environ.pop("OMP_WAIT_POLICY", None)         # set by the package of the tests; here each library waits as it likes
+    if passive:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    SIDE, CALLS = side(), []
+
+
+def make(method, *arguments):
+    """Prepare what `turn` measures; returns what both sides must agree in."""
+    CALLS.clear()                                   # their memory first
+    calls, answer = getattr(SIDE, method)(*arguments)
+    CALLS.extend(calls)
+    return answer
+
+
+def turn(count, seconds):
+    """The median time of each of the first `count` functions, each in that many seconds, but at least two calls."""
+    medians = []
+    for call in CALLS[:count]:
+        times, start = [], time.perf_counter()
+        while len(times) < 2 or time.perf_counter() - start < seconds:
+            before = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - before)
+        medians.append(np.median(times[1:]))
+    return medians
+
+
+def tell(method, *arguments):
+    return getattr(SIDE, method)(*arguments)
+
+
+def ask(worker, function, *arguments):
+    return worker.submit(function, *arguments).result()
+
+
+# --- the cases --------------------------------------------------------------------------------------------------------
+
+class Benchmark:
+    def __init__(self, options):
+        self.options, self.form, self.difference, self.sgemm = options, options.model, 0.0, []
+        self.ours, self.numpy, self.limit = map(self.worker, (Ours, NumPy, NumPy))
+        self.torch = self.worker(Torch) if importlib.util.find_spec("torch") else None
+        self.large = 512 if options.quick else 2048
+        ask(self.limit, make, "products", [("x W", *[self.large] * 3)])
+
+    def worker(self, side):
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, spawn, begin, (side, self.options.passive))
+
+    def measure(self, count, *workers, seconds=None):
+        """Seconds (count, rounds) of each worker, and the FLOP/s of the large product beside them."""
+        workers = [worker for worker in (*workers, self.limit) if worker]
+        times = {worker: [] for worker in workers}
+        for _ in range(self.options.rounds):
+            for worker in workers:
+                times[worker].append(ask(worker, turn, count, self.options.seconds if seconds is None else seconds))
+                time.sleep(self.options.pause)
+        *times, limit = (np.array(times[worker]).T for worker in workers)
+        self.sgemm.append(2 * self.large ** 3 / np.median(limit))
+        return *times, self.sgemm[-1]
+
+    def make(self, workers, *question):
+        """Prepare the same on all of them, and see that they compute the same."""
+        first, *others = (np.array(ask(worker, make, *question)) for worker in workers if worker)
+        for other in others:
+            self.difference = max(self.difference, np.abs(first - other).max() / max(1, np.abs(other).max()))
+            if not self.difference <= 1e-4:
+                sys.exit(f"benchmark: the two sides compute different things, they differ by {self.difference:.1e}")
+
+    def against_torch(self, method, shape, count=1):
+        """Seconds (count, rounds) of ours and PyTorch's (or Nones), FLOP/s."""
+        weights = ask(self.ours, tell, "weights", shape, self.form)
+        self.make((self.ours, self.torch), method, shape, self.form, weights)
+        ours, *theirs, limit = self.measure(count, self.ours, self.torch)
+        return ours, theirs[0] if theirs else [None] * count, limit
+
+    def matmul(self):
+        """matrix products of the model's sizes in three layouts, against NumPy"""
+        head("products of x (N, K), W (K, M), dy (N, M)", "NumPy @")
+        for shape in SHAPES[:self.options.shapes]:
+            N, C, V = shape.batch * shape.window, shape.width, shape.vocab
+            sizes = [(layout, N, *KM) for KM in ((C, C), (C, 4 * C), (4 * C, C), (C, V)) for layout in LAYOUTS]
+            self.make((self.ours, self.numpy), "products", sizes)
+            ours, theirs, limit = self.measure(len(sizes), self.ours, self.numpy, seconds=self.options.seconds / 10)
+            for (layout, N, K, M), *times in zip(sizes, ours, theirs):
+                row(f"{layout:6}  {N:4} {K:4} {M:4}", *times, 0.95, 2 * N * K * M, limit)
+
+    def train(self):
+        """training steps: forward, loss, backward, AdamW"""
+        self.network("train", "training step (layers x width, windows x tokens)", SHAPES, (1.6, 1.4, 1.2, 1.0),
+                     lambda shape: 3 * flops(shape))
+
+    def forward(self):
+        """forward passes"""
+        self.network("forward", "forward pass", SHAPES, (1.2,) * 4, flops)
+
+    def cached(self):
+        """one more token from the cache, in the middle of a window"""
+        self.network("cached", "cached step (layers x width, rows x window)", ROWS, (3.0, 2.0, 1.2) * 2,
+                     lambda shape: flops(shape, shape.batch, shape.window // 2 + 1))
+
+    def network(self, method, title, shapes, goals, work):
+        head(title, "PyTorch")
+        for shape, goal in zip(shapes[:self.options.shapes], goals):
+            ours, theirs, limit = self.against_torch(method, shape)
+            row(shape, ours[0], theirs[0], goal, work(shape), limit)
+
+    def coder(self):
+        """static encoding and decoding, against our own forward pass"""
+        words = b"the of and to in is that was he for it with as his on be at by had not are but from or have an".split()
+        made_up = b" ".join(words[i] for i in np.random.default_rng(1).zipf(1.3, 30000) % len(words))
+        data = Path(self.options.text).read_bytes() if self.options.text else made_up
+        data = data[:2 ** 13 if self.options.quick else 2 ** 16]
+        head(f"coder, static, {len(data):,} bytes, default model", "our forward")
+        if bytes(ask(self.ours, make, "code", data)) != data:
+            sys.exit("benchmark: decoding gave other bytes than were encoded")
+        times, _ = self.measure(3, self.ours)
+        for name, seconds, goal in zip(("encode", "decode"), times, (0.85, 0.5)):
+            row(name, seconds, times[2], goal, unit=lambda seconds: f"{len(data) / seconds / 1e3:,.1f} kB/s")
+
+    def memory(self):
+        """peak memory of training"""
+        head("peak memory of a training step", "PyTorch")
+        for shape in SHAPES[:self.options.shapes]:
+            ours, theirs = (side and [self.memory_of(side, shape)] for side in (Ours, self.torch and Torch))
+            row(shape, ours, theirs, 0.7, unit=megabytes)
+
+    def memory_of(self, side, shape):
+        weights = [ask(self.ours, tell, "weights", s, self.form) for s in (shape, TINY)]
+        worker = self.worker(side)
+        size = ask(worker, tell, "memory", shape, self.form, *weights)
+        worker.shutdown()
+        return size
+
+    def startup(self):
+        """start, imports and first training step; with --cold, also where Numba has to compile everything"""
+        head(f"startup and first step ({SHAPES[1]})", "PyTorch")
+        times = [[side and self.first_step(side) for side in (Ours, self.torch and Torch)] for _ in range(4)]
+        ours, theirs = zip(*times[1:])              # the first has loaded files and filled Numba's cache
+        row("warm cache", ours, self.torch and theirs, most=2)
+        if self.options.cold:
+            with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, NUMBA_CACHE_DIR=folder):
+                row("cold cache", [self.first_step(Ours)], most=30)
+
+    def first_step(self, side):
+        weights = ask(self.ours, tell, "weights", SHAPES[1], self.form)
+        start = time.perf_counter()
+        worker = self.worker(side)
+        ask(worker, make, "train", SHAPES[1], self.form, weights, *(["adamw"] if side is Ours else []), 1)
+        seconds = time.perf_counter() - start
+        worker.shutdown()
+        return seconds
+
+    def optimizer(self):
+        """AdamW alone, and the share of a training step that AdamW and Muon take"""
+        head("optimiser alone", "PyTorch")
+        for shape in SHAPES[1::2][:self.options.shapes - 1]:
+            ours, theirs, _ = self.against_torch("train", shape, 2)
+            row(f"AdamW  {shape}, {np.median(ours[1] / ours[0]):.1%} of step", ours[1], theirs[1])
+            self.make([self.ours], "train", shape, self.form, None, "muon")
+            ours, _ = self.measure(2, self.ours)
+            row(f"Muon   {shape}, {np.median(ours[1] / ours[0]):.1%} of step", ours[1])
+
+    def scaling(self):
+        """how time and memory of training grow with batch, window, width and vocabulary"""
+        for name, sizes in SWEEPS.items():
+            sizes = sizes[:3] if self.options.quick else sizes
+            shapes = [BASE._replace(**{name: n}, **(dict(heads=n // 32) if name == "width" else {})) for n in sizes]
+            self.make([self.ours], "sweep", shapes, self.form)
+            seconds = np.median(self.measure(len(shapes), self.ours)[0], axis=1)
+            memory = [self.memory_of(Ours, shape) for shape in shapes]
+            print(f"\ntraining step; else {BASE}\n{name:>8} {'tokens/s':>10} {'time':>11} {'memory':>10}")
+            for n, shape, t, m in zip(sizes, shapes, seconds, memory):
+                print(f"{n:8} {shape.batch * shape.window / t:10,.0f} {duration(t):>11} {megabytes(m):>10}")
+            laws = ("time", seconds, slope(sizes, [flops(shape) for shape in shapes])), \
+                   ("memory", memory, 2 if name == "width" else 1)         # at most: the highest power of the size in it
+            for what, values, law in laws:
+                seen = slope(sizes, values)
+                verdict = "WORSE" if seen > law + 0.1 else "as it should be"
+                print(f"    {what:6} ~ {name}^{seen:.2f}, by the mathematics ^{law:.2f}: {verdict}", flush=True)
+
+
+def slope(sizes, values):
+    """The exponent p of values ~ sizes^p."""
+    return np.polyfit(np.log(sizes), np.log(values), 1)[0]
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+def head(title, reference):
+    print(f"\n{title:50} {'ours':>10} {reference:>11} {'ratio':>13} {'goal':>7} {'':6} {'GFLOP/s':>8} {'of sgemm':>8}")
+
+
+def row(case, ours, theirs=None, goal=None, work=0, limit=0, unit=None, most=None):
+    """ours and theirs: a figure a round.  goal: the least ratio; most: the most seconds.  work: FLOP; limit: FLOP/s."""
+    unit, figure, ratio, spread, verdict = unit or duration, np.median(ours), np.nan, 0, ""
+    if theirs is not None:
+        low, ratio, high = np.percentile(np.divide(theirs, ours), (25, 50, 75))
+        spread, theirs = (high - low) / 2, unit(np.median(theirs))
+    if most or goal and theirs:
+        verdict = "met" if (figure <= most if most else ratio >= goal) else "MISSED"
+    aim = f"<= {most} s" if most else f"{goal:g} x" if goal else ""
+    share = f"{work / figure / 1e9:8.1f} {work / figure / limit:8.0%}" if work else ""
+    print(f"{case!s:50} {unit(figure):>10} {theirs or '':>11} {f'{ratio:.2f} +- {spread:.2f}' if theirs else '':>13}"
+          f" {aim:>7} {verdict:6} {share}".rstrip(), flush=True)
+
+
+def duration(seconds):
+    factor, name = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
+    return f"{seconds * factor:.2f} {name}"
+
+
+def megabytes(size):
+    return f"{size / 1e6:.1f} MB"
+
+
+CASES = {name: getattr(Benchmark, name) for name in ("matmul", "train", "forward", "cached", "coder", "memory", "startup",
+                                                     "optimizer", "scaling")}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="\n".join(f"{name:10} {case.__doc__}" for name, case in CASES.items()))
+    parser.add_argument("cases", nargs="*", metavar="case", help="which ones (default: all)")
+    parser.add_argument("--model", choices=FORMS, default="nanogpt", help="what both sides compute (default: nanogpt)")
+    parser.add_argument("--text", metavar="FILE", help="what the coder encodes (default: made-up words)")
+    parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
+    parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
+    parser.add_argument("--passive", action="store_true", help="waiting threads sleep at once: for trials on a busy machine")
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    options.rounds, options.seconds, options.pause, options.shapes = (1, 0.0, 0.0, 2) if options.quick else (7, 0.3, 0.1, 6)
+    benchmark = Benchmark(options)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, NumPy {np.__version__}, model {options.model}")
+    if not benchmark.torch:
+        print("PyTorch is missing, and with it its columns: pip install \".[reference]\"")
+    if (load := os.getloadavg()[0]) > 0.3:
+        print(f"The machine is busy (load {load:.1f}): these figures are no measurement.")
+    start = time.perf_counter()
+    for name in options.cases or CASES:
+        CASES[name](benchmark)
+    if benchmark.sgemm:
+        print(f"\nOpenBLAS sgemm, {benchmark.large}^3: {np.median(benchmark.sgemm) / 1e9:.1f} GFLOP/s, over the run "
+              f"{min(benchmark.sgemm) / 1e9:.1f} to {max(benchmark.sgemm) / 1e9:.1f}", end="")
+    print(f"\nlargest difference between the sides: {benchmark.difference:.1e}; {time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
