@@ -249,3 +249,51 @@ def _decode(state, code, frequencies, totals):
         decode_symbol(state, code, start, frequencies[i, symbol])
         symbols[i] = symbol
     return symbols
+
+
+# --- one bit, with a probability of 16 bits ---------------------------------------------------------------------------
+# A symbol of total 2^16, so that the division is a shift; no check and no new buffer, as there are 8 of them for each byte.
+# The bit 1 has the interval [0, p), the bit 0 the rest.
+
+HALF_WINDOW = np.uint64(16)
+BITS_TOTAL = np.uint64(2 ** 16)
+
+
+@njit(cache=True)
+def make_room(state, out):
+    """The buffer, with room for the 8 bits of a byte: each sends at most 2 bytes, as 2^40 <= step * 1."""
+    if np.int64(state[LENGTH]) + 3 * WINDOW > len(out):
+        out = np.concatenate((out, np.empty_like(out)))
+    return out
+
+
+@njit(cache=True)
+def encode_bit(state, out, p, bit):
+    """Narrow to the bit, whose probability to be 1 is p / 2^16, 0 < p < 2^16.  The buffer must have room: `make_room`."""
+    step, low = state[RANGE] >> HALF_WINDOW, state[LOW]
+    width = step * np.uint64(p)
+    if not bit:
+        low, width = low + width, step * (BITS_TOTAL - np.uint64(p))
+        if low < state[LOW]:
+            _carry(out, np.int64(state[LENGTH]))
+    while width < LEAST_RANGE:
+        out[np.int64(state[LENGTH])] = low >> TOP
+        low, width = low << BYTE, width << BYTE
+        state[LENGTH] += np.uint64(1)
+    state[LOW], state[RANGE] = low, width
+
+
+@njit(cache=True)
+def decode_bit(state, code, p):
+    """The next bit, 0 or 1, whose probability to be 1 is p / 2^16.  A damaged code gives some bit."""
+    step = state[RANGE] >> HALF_WINDOW
+    split = step * np.uint64(p)
+    if state[OFFSET] < split:
+        bit, state[RANGE] = 1, split
+    else:
+        bit, state[RANGE] = 0, step * (BITS_TOTAL - np.uint64(p))
+        state[OFFSET] -= split
+    while state[RANGE] < LEAST_RANGE:
+        state[RANGE] <<= BYTE
+        _read(state, code)
+    return bit
