@@ -88,12 +88,13 @@ def run(options):
     accounts(texts)
     mode = "static" if model else "scratch"
     with bar("what each character costs", len(data)) as progress:
-        costs = report.costs(codec.static(model) if model else codec.scratch(), data, progress)
+        costs = report.costs(codec.static(model) if model else codec.scratch(len(data)), data, progress)
+    paid = costs.ideal if model else costs.integer
     ideal(costs, next(result.file for result in texts if result.method.name == f"GPT {mode}"), mode)
-    chars = report.characters(data, costs)
+    chars = report.characters(data, costs, paid)
     excerpt(chars, mode)
     if options.html:
-        total = costs.ideal.sum()
+        total = paid.sum()
         report.save(options.html, report.page(name, chars, f"{name}: {len(data):,} bytes, and what surprises the GPT "
                     f"({mode}) in them: {total / 8:,.0f} bytes, {total / len(data):.3f} bits per byte."))
         print(f"\npage: {options.html}")
@@ -155,6 +156,10 @@ class Method(NamedTuple):
     decompress: Callable    # file, len(data) -> data
     model: int = 0          # bytes of weights that both sides must have
 
+    @property
+    def shared(self):
+        return f"model {self.model / 1e6:.1f} MB" if self.model else "nothing"
+
 
 def methods(model):
     """All that can compress here: [Method, ...]."""
@@ -168,18 +173,21 @@ def methods(model):
     for order in 0, 2:
         name = f"order {order}"
         found[name] = Method(name, partial(baselines.compress, order=order), partial(baselines.decompress, order=order))
-    return [*found.values(), *(by_gpt(mode, model) for mode in ("static", "online", "scratch") if model or mode == "scratch")]
+    modes = ["fast", "scratch"] + ["static", "online"] * bool(model)
+    return [*found.values(), *(by_us(mode, model if mode in ("static", "online") else None) for mode in modes)]
 
 
-def by_gpt(mode, model):
+def by_us(mode, model):
+    name = "fast" if mode == "fast" else f"GPT {mode}"
+
     def pack(data):
-        with bar(f"GPT {mode}, compressing", len(data)) as progress:
+        with bar(f"{name}, compressing", len(data)) as progress:
             return compress(data, mode, model, lambda count, taken: progress(count))
 
     def unpack(file, size):
-        with bar(f"GPT {mode}, decompressing", size) as progress:
+        with bar(f"{name}, decompressing", size) as progress:
             return decompress(file, lambda fingerprint: model, progress)
-    return Method(f"GPT {mode}", pack, unpack, 0 if mode == "scratch" else weights(model))
+    return Method(name, pack, unpack, weights(model) if model else 0)
 
 
 # --- the interval -----------------------------------------------------------------------------------------------------
@@ -273,12 +281,16 @@ def round_trip(method, name, data):
 def sizes(results):
     heading("What is left of the text, of its letters shuffled, and of noise of the same length")
     names = list(next(iter(results.values())))
-    print(f"{'':12}" + "".join(f"{name:>28}" for name in names))
-    print(f"{'':12}" + f"{'bytes':>10}{'bits/byte':>10}{'seconds':>8}" * len(names))
+    print(f"{'':12}{'both sides':>15}" + "".join(f"{name:>28}" for name in names))
+    print(f"{'':12}{'share':>15}" + f"{'bytes':>10}{'bits/byte':>10}{'seconds':>8}" * len(names))
     for name, row in results.items():
-        print(f"{name:12}" + "".join(f"{len(r.file):10,}{8 * len(r.file) / r.size:10.3f}{r.seconds:8.2f}" for r in row.values()))
+        shared = next(iter(row.values())).method.shared
+        print(f"{name:12}{shared:>15}" +
+              "".join(f"{len(r.file):10,}{8 * len(r.file) / r.size:10.3f}{r.seconds:8.2f}" for r in row.values()))
     print(f"\nAll {len(results) * len(names)} decompress to the SHA-256 they had. Shuffled, the letters have no order to predict,"
-          "\nonly how often each comes: order 0 is all there is. Of noise nothing is predicted: it is stored as it is.")
+          "\nonly how often each comes: order 0 is all there is. Of noise nothing is predicted: it is stored as it is."
+          "\nThe GPT's predictions are mixed with those of many contexts in the modes online and scratch, not in static;"
+          "\nfast mixes contexts alone.")
 
 
 def accounts(texts):
@@ -305,18 +317,23 @@ def pays_from(model, rate, gpt_rate):
 def ideal(costs, file, mode):
     """What was written, measured by what the model's own probabilities ask for."""
     heading(f"The ideal code length, and what was written: GPT {mode}, the text")
-    least, blocks = costs.ideal.sum() / 8, read(file)[1]
-    stored = any(block.stored for block in blocks)
-    lines = {"ideal: the sum of -log2 p, the model's own p": least,
+    mixed, blocks = mode != "static", read(file)[1]
+    least, stored = (costs.integer if mixed else costs.ideal).sum() / 8, any(block.stored for block in blocks)
+    whose = "p as mixed, in integers" if mixed else "the model's own p"
+    lines = {f"ideal: the sum of -log2 p, {whose}": least,
              "p in integers, as the range coder takes them": costs.integer.sum() / 8,
              "what the range coder wrote": sum(len(block.payload) for block in blocks),
              f"the file, {'stored as it is' if stored else 'with header and checksums'}": len(file)}
+    if mixed:
+        del lines["p in integers, as the range coder takes them"]
     if stored:
         del lines["what the range coder wrote"]
     for name, size in lines.items():
         print(f"{name:46}{size:12,.2f} bytes {size - least:+12,.2f}{size / least - 1:+12.4%}")
     print("\nWhere it is less than the ideal: the code need only point into its interval, as the file says where it\n"
           "ends, and to the coder nothing is quite as unlikely as to the model, since integers end at 1.")
+    if mixed:
+        print(f"The GPT alone, unmixed, would ask for {costs.ideal.sum() / 8:,.2f} bytes.")
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------

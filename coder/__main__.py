@@ -63,14 +63,16 @@ def parse(arguments):
             sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
             sub.add_argument("--model", metavar="FILE", help="default: the newest (compress) or the fitting one (decompress) "
                              "of the models */model.safetensors below this folder")
+            sub.add_argument("--prime", metavar="FILE", help="a text like FILE that both sides have, to learn from before "
+                             "(not in the mode static)")
             sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
             sub.add_argument("-v", "--verbose", action="store_true", help="say sizes and time at the end")
         return sub
 
     command(run_compress, "compress", "compress FILE").add_argument(
-        "--mode", choices=("static", "online", "scratch"), default="static",
-        help="static: the model as it is (default, fastest); online: it goes on learning from the file; scratch: no model, "
-             "it learns from the file alone")
+        "--mode", choices=("static", "online", "scratch", "fast"), default="static",
+        help="static: the model as it is (default); online: it goes on learning from the file, and is mixed with what "
+             "contexts predict; scratch: the same without a model to begin with; fast: contexts alone")
     command(run_decompress, "decompress", "decompress FILE").add_argument(
         "--salvage", action="store_true", help="of a damaged file, write what is intact and say what is missing")
     command(run_info, "info", "say what is in the compressed FILE")
@@ -80,10 +82,11 @@ def parse(arguments):
 def run_compress(options):
     target = output(options, options.file + SUFFIX)
     data = read_input(options.file)
-    model = None if options.mode == "scratch" else newest_model(options.model)
+    primer = read_primer(options)
+    model = newest_model(options.model) if options.mode in ("static", "online") else None
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
-        file = compress(data, options.mode, model, progress)
+        file = compress(data, options.mode, model, progress, primer=primer)
     write_output(options, target, file)
     report(options, len(data), len(file), start)
 
@@ -95,14 +98,15 @@ def run_decompress(options):
     target = output(options, stripped)
     file = read_input(options.file)
     header, _ = read(file, strict=not options.salvage)
+    primer = read_primer(options)
     start, missing = time.perf_counter(), []
     with bar(options, header.length) as progress:
         def find(fingerprint):
             return fitting_model(options.model, fingerprint)
         if options.salvage:
-            data, missing = salvage(file, find, progress)
+            data, missing = salvage(file, find, progress, primer)
         else:
-            data = decompress(file, find, progress)
+            data = decompress(file, find, progress, primer)
     write_output(options, target, data)
     report(options, len(data), len(file), start)
     if missing:
@@ -119,7 +123,8 @@ def run_info(options):
           f"compressed   {len(file):,} bytes{rate(len(file), header.length)}\n"
           f"blocks       {len(blocks)} of {1 << header.block_bits:,} bytes, {sum(b.stored for b in blocks)} stored as they are, "
           f"{len(damaged)} damaged{': ' + ', '.join(damaged) if damaged else ''}\n"
-          f"model        {header.fingerprint.hex() if header.mode != 'stored' else 'none'}\n"
+          f"model        {header.fingerprint.hex() if header.mode not in ('stored', 'fast') else 'none'}\n"
+          f"primer       {header.primer.hex() or 'none'}{' (of its SHA-256)' * bool(header.primer)}\n"
           f"SHA-256      {header.sha256.hex()} (of the original)")
     if damaged:
         sys.exit(1)
@@ -135,7 +140,7 @@ def candidates():
 def newest_model(path):
     if not path and not candidates():
         raise CoderError("there is no model below this folder: train one with train_shakespeare.py, name one with --model, "
-                         "or do without one: --mode scratch")
+                         "or do without one: --mode fast or --mode scratch")
     return load_checkpoint(path or candidates()[0]).model
 
 
@@ -182,6 +187,16 @@ def read_input(name):
     if name == "-" and sys.stdin is None:
         raise CoderError("standard input is closed")
     return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+
+
+def read_primer(options):
+    """The bytes of the primer; none where none is named."""
+    if not options.prime:
+        return b""
+    primer = Path(options.prime).read_bytes()
+    if not primer:
+        raise CoderError(f"{options.prime} is empty: there is nothing to learn from it")
+    return primer
 
 
 def write_output(options, target, data):

@@ -1,4 +1,4 @@
-"""Bytes through the GPT and the range coder, and back.
+"""Bytes through the GPT, the mixing model and the range coder, and back.
 
 A block of bytes is cut into S streams that advance in lockstep, so that one pass of the model serves S symbols; the one
 range coder takes the streams in turn.  Each stream moves through windows of T = block_size tokens, and the second half of
@@ -11,6 +11,8 @@ a window is the first half, the context, of the next:
 
 The decoder must see what the encoder saw.  The encoder has all symbols and runs a window at once; the decoder gets them one
 by one and asks the model's cached step.  That both arrive at the same integers is what the kernels' fixed order is for.
+
+In the mode static the GPT's frequencies go to the range coder as they are; in fast there is no GPT; else both are mixed.
 """
 
 import numpy as np
@@ -19,15 +21,17 @@ from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
 from .frequencies import to_frequencies
+from .mixing import Mixer, Mixing
 from .range_coder import Decoder, Encoder
 
 START = 10                  # what a stream is said to follow: a line break
 ROWS_AT_ONCE = 4096         # tokens that go through the model together when encoding; bounds the memory
 LEARN_STEPS = 2 ** 62       # online learning has no last step
+CHUNK = 2 ** 16             # symbols between two calls of progress where there is no GPT
 
 # Part of the format: both sides must cut and learn alike.  More streams are faster, but each starts without a context, and
 # the fewer symbols pass between two steps of learning, the better.
-MOST_STREAMS = {"static": 64, "online": 16, "scratch": 16}
+MOST_STREAMS = {"static": 64, "online": 16, "scratch": 16, "fast": 1}
 ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
 SCRATCH_SEED = 1
@@ -35,23 +39,29 @@ SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=
 
 
 class Predictor:
-    """A GPT that is asked for the next symbols' frequencies and told what they were.
+    """A GPT that is asked for the next symbols' frequencies and told what they were; or none, and only a mixing model.
 
     With an optimiser it goes on learning, from every window that is full; the same calls on both sides leave the same model.
     """
 
-    def __init__(self, model, most_streams, learning=None):
-        if model.config.vocab_size != 256:
+    def __init__(self, model, most_streams, learning=None, mixing=None):
+        if model and model.config.vocab_size != 256:
             raise ValueError(f"the model must predict bytes (256 tokens), but it knows {model.config.vocab_size} tokens")
-        self.model, self.most_streams = model, most_streams
+        self.model, self.most_streams, self.mixing = model, most_streams, mixing
         self.optimizer = Optimizer(model, learning, LEARN_STEPS) if learning else None
 
     def streams(self, size):
         """S: how many streams a block of `size` bytes is cut into."""
         return max(1, min(size // 1024, self.most_streams))
 
+    def windows(self, length):
+        """Those of `windows` that streams of that length are coded in."""
+        return windows(length, self.model.config.block_size if self.model else CHUNK)
+
     def window(self, inputs, first):
         """Frequencies (T - first, S, 256) of what follows inputs[:, first:] in the window inputs (S, T), all at once."""
+        if not self.model:
+            return None
         S, T = inputs.shape
         frequencies = np.empty((T - first, S, 256), np.uint32)
         together = max(1, ROWS_AT_ONCE // T)
@@ -83,17 +93,35 @@ def static(model):
     return Predictor(model, MOST_STREAMS["static"])
 
 
-def online(model):
-    """Predict with a trained model that goes on learning from what it has just coded.  The model given is not changed."""
-    copy = GPT(model.config, seed=None)
-    for name, parameter in model.parameters().items():
-        copy.parameters()[name].data[...] = parameter.data
-    return Predictor(copy, MOST_STREAMS["online"], ONLINE)
+def online(model, size, primer=b""):
+    """Predict `size` bytes by mixing, with a trained model that goes on learning from them.  The model given is not changed.
+
+    primer: bytes that the mixing model learns from before; the GPT does not.
+    """
+    if model.config.vocab_size == 256:              # else Predictor refuses it
+        copy = GPT(model.config, seed=None)
+        for name, parameter in model.parameters().items():
+            copy.parameters()[name].data[...] = parameter.data
+        model = copy
+    return Predictor(model, MOST_STREAMS["online"], ONLINE, primed(size, primer, MOST_STREAMS["online"], gpt=True))
 
 
-def scratch():
-    """Predict with a model that knows nothing but its seed, and learns: nothing is shared but this program."""
-    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING)
+def scratch(size, primer=b""):
+    """Predict by mixing, with a GPT that knows nothing but its seed, and learns: nothing is shared but this program."""
+    mixing = primed(size, primer, MOST_STREAMS["scratch"], gpt=True)
+    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING, mixing)
+
+
+def fast(size, primer=b""):
+    """Predict by mixing alone, with fewer contexts."""
+    return Predictor(None, MOST_STREAMS["fast"], mixing=primed(size, primer, MOST_STREAMS["fast"], fast=True))
+
+
+def primed(size, primer, *arguments, **options):
+    mixing = Mixing(size + len(primer), *arguments, **options)
+    if primer:
+        mixing.prime(primer)
+    return mixing
 
 
 def windows(length, T):
@@ -121,6 +149,10 @@ class Streams:
         """How many streams have a symbol at place t."""
         return self.S if t < self.length - 1 else self.longer
 
+    def count(self, start, stop):
+        """How many symbols stand at the places [start, stop)."""
+        return self.S * (stop - start) - (self.S - self.longer) * (stop == self.length)
+
     def places(self, size):
         """(S, length): where in the block each symbol stands; a place past a stream's end repeats one near it."""
         return np.minimum(self.starts[:, None] + np.arange(self.length), size - 1)
@@ -133,44 +165,65 @@ def lay_out(predictor, data):
     return layout, np.concatenate([np.full((layout.S, 1), START), symbols[:, :-1]], axis=1), symbols
 
 
+class Plain:
+    """The symbols of one block, coded with the GPT's own frequencies: as mixing.Mixer, but nothing is mixed."""
+
+    def __init__(self, layout, code=None):
+        self.layout, self.coder = layout, Encoder() if code is None else Decoder(code)
+        self.decoding, self.finish = code is not None, getattr(self.coder, "finish", None)
+
+    def code(self, symbols, start, stop, frequencies):
+        for t in range(start, stop):
+            active = self.layout.active(t)
+            if self.decoding:
+                symbols[:active, t] = self.coder.decode(frequencies[t - start, :active])
+            else:
+                self.coder.encode(frequencies[t - start, :active], symbols[:active, t])
+
+    def __len__(self):
+        return len(self.coder)
+
+    @property
+    def overrun(self):
+        return self.coder.overrun
+
+
+def coder_of(predictor, layout, size, code=None):
+    """The encoder of a block of `size` bytes, or the decoder of its code."""
+    return Mixer(predictor.mixing, layout, size, code) if predictor.mixing else Plain(layout, code)
+
+
 def encode_block(predictor, data, progress=lambda count, taken: None):
     """The code (bytes) of data (bytes, at least one).  progress(symbols, bytes) is called after each window: how many
     symbols it had, and how long the code is by now."""
     layout, inputs, symbols = lay_out(predictor, data)
-    encoder = Encoder()
-    for start, first, stop in windows(layout.length, predictor.model.config.block_size):
-        frequencies = predictor.window(inputs[:, start:stop], first)
-        done = 0
-        for t in range(start + first, stop):
-            active = layout.active(t)
-            encoder.encode(frequencies[t - start - first, :active], symbols[:active, t])
-            done += active
+    encoder = coder_of(predictor, layout, len(data))
+    for start, first, stop in predictor.windows(layout.length):
+        encoder.code(symbols, start + first, stop, predictor.window(inputs[:, start:stop], first))
         if stop < layout.length:
             predictor.told(inputs[:, start:stop], symbols[:, start:stop])
-        progress(done, len(encoder))
+        progress(layout.count(start + first, stop), len(encoder))
     return encoder.finish()
 
 
 def decode_block(predictor, code, size, progress=lambda count: None):
     """The `size` bytes that `encode_block` made the code of.  A damaged code gives some other bytes, or ValueError."""
-    layout, decoder = Streams(size, predictor.streams(size)), Decoder(code)
+    layout = Streams(size, predictor.streams(size))
+    decoder = coder_of(predictor, layout, size, code)
     symbols = np.zeros((layout.S, layout.length), np.int64)
     inputs = np.concatenate([np.full((layout.S, 1), START), symbols], axis=1)               # one place ahead of symbols
-    for start, first, stop in windows(layout.length, predictor.model.config.block_size):
-        done = 0
-        for t in range(start + first, stop):
-            if t == start + first:
-                frequencies = predictor.open(inputs[:, start:t + 1])
-            else:
-                frequencies = predictor.step(inputs[:, t])
+    for start, first, stop in predictor.windows(layout.length):
+        if not predictor.model:
+            decoder.code(symbols, start + first, stop)
+        for t in range(start + first, stop if predictor.model else 0):
+            frequencies = predictor.open(inputs[:, start:t + 1]) if t == start + first else predictor.step(inputs[:, t])
+            decoder.code(symbols, t, t + 1, frequencies[None])
             active = layout.active(t)
-            symbols[:active, t] = decoder.decode(frequencies[:active])
             inputs[:active, t + 1] = symbols[:active, t]
-            done += active
         if decoder.overrun:
             raise ValueError("the code ends too early")
         if stop < layout.length:                # at the block's end some streams may be one symbol short
             predictor.told(inputs[:, start:stop], symbols[:, start:stop])
-        progress(done)
+        progress(layout.count(start + first, stop))
     return np.concatenate([stream[:layout.length - (s >= layout.longer)] for s, stream in enumerate(symbols)]
                           ).astype(np.uint8).tobytes()

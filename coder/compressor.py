@@ -20,41 +20,48 @@ def short_fingerprint(model):
     return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
 
 
-def compress(data, mode, model=None, progress=lambda count, taken: None, block_bits=BLOCK_BITS):
+def primer_name(primer):
+    """The 16 bytes by which a compressed file names its primer."""
+    return hashlib.sha256(primer).digest()[:16]
+
+
+def compress(data, mode, model=None, progress=lambda count, taken: None, block_bits=BLOCK_BITS, primer=b""):
     """The compressed file (bytes) of data (bytes).
 
-    mode is static or online, with a model of bytes, or scratch, without one.  progress(bytes read since the last
-    call, bytes written in all) is called now and then.  CoderError where the model is missing or does not fit.
+    mode is static or online, with a model of bytes, or scratch or fast, without one.  primer: bytes that both sides
+    have, for the modes that mix.  progress(bytes read since the last call, bytes written in all) is called now and then.
+    CoderError where the model is missing or does not fit.
     """
     if not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
         raise ValueError(f"block_bits must be from {SMALLEST_BLOCK} to {LARGEST_BLOCK}, but is {block_bits}")
-    predictor = _predictor(mode, model)
-    name = short_fingerprint(predictor.model)
+    predictor = _predictor(mode, model, len(data), primer)
+    name = _name(predictor)
     size, payloads, taken = 1 << block_bits, [], 0
     for start in range(0, len(data), size):
         block = data[start:start + size]
         code = codec.encode_block(predictor, block, lambda count, code_size: progress(count, taken + code_size))
         payloads.append((block, True) if len(block) <= len(code) else (code, False))
         taken += len(payloads[-1][0])
-    header = Header(mode, block_bits, len(data), name, hashlib.sha256(data).digest())
+    header = Header(mode, block_bits, len(data), name, hashlib.sha256(data).digest(), primer_name(primer) if primer else b"")
     if all(stored for _, stored in payloads):
-        header = header._replace(mode="stored", block_bits=LARGEST_BLOCK, fingerprint=NO_MODEL)
+        header = header._replace(mode="stored", block_bits=LARGEST_BLOCK, fingerprint=NO_MODEL, primer=b"")
         payloads = [(data[start:start + (1 << LARGEST_BLOCK)], True) for start in range(0, len(data), 1 << LARGEST_BLOCK)]
     return write(header, payloads)
 
 
-def decompress(file, find_model, progress=lambda count: None):
+def decompress(file, find_model, progress=lambda count: None, primer=b""):
     """The original bytes of a compressed file (bytes), checked against their SHA-256.
 
     find_model(fingerprint of 16 bytes) returns the model that the file names, or raises CoderError; it is called only
-    for a file that needs one.  CoderError where the file is not ours, newer, cut off or damaged, or the model another one.
+    for a file that needs one.  CoderError where the file is not ours, newer, cut off or damaged, or the model or the primer
+    another one.
     """
     header, blocks = read(file)
     for i, block in enumerate(blocks):
         if not block.whole:
             raise CoderError(f"{_describe(i, blocks)} is damaged or cut off; --salvage writes what is intact")
     parts = []
-    for i, part in _decoded(header, blocks, find_model, progress):
+    for i, part in _decoded(header, blocks, find_model, progress, primer):
         if part is None:
             raise CoderError(f"{_describe(i, blocks)} does not decode, although its checksum is right: the file was made wrong")
         parts.append(part)
@@ -67,14 +74,14 @@ def _checked(data, header):
     return data
 
 
-def salvage(file, find_model, progress=lambda count: None):
+def salvage(file, find_model, progress=lambda count: None, primer=b""):
     """(data, missing): the bytes of the intact blocks, joined, and the ranges (start, stop) of the original that are not there.
 
     Where the model learns, a coded block needs all blocks before it: after a damaged one, only stored blocks are left.
     """
     header, blocks = read(file, strict=False)
     parts, missing = [], []
-    for i, part in _decoded(header, blocks, find_model, progress):
+    for i, part in _decoded(header, blocks, find_model, progress, primer):
         if part is None:
             missing.append((blocks[i].start, blocks[i].start + blocks[i].size))
         else:
@@ -83,7 +90,7 @@ def salvage(file, find_model, progress=lambda count: None):
     return (data if missing else _checked(data, header)), missing
 
 
-def _decoded(header, blocks, find_model, progress):
+def _decoded(header, blocks, find_model, progress, primer):
     """(i, bytes, or None where they cannot be had) for each block."""
     predictor, lost = None, False
     for i, block in enumerate(blocks):
@@ -91,7 +98,7 @@ def _decoded(header, blocks, find_model, progress):
         if block.whole and block.stored and (lost or header.mode in ("stored", "static")):
             part = block.payload
         elif block.whole and not lost and header.mode != "stored":
-            predictor = predictor or _predictor_of(header, find_model)
+            predictor = predictor or _predictor_of(header, find_model, primer)
             if block.stored:                    # it did not compress, but was learned from all the same
                 codec.encode_block(predictor, block.payload)
                 part = block.payload
@@ -100,31 +107,45 @@ def _decoded(header, blocks, find_model, progress):
                     part = codec.decode_block(predictor, block.payload, block.size, progress)
                 except ValueError:
                     part = None
-        lost = lost or (part is None and header.mode in ("online", "scratch"))
+        lost = lost or (part is None and header.mode != "static")
         yield i, part
 
 
-def _predictor(mode, model):
+def _predictor(mode, model, size, primer):
     if model is None and mode in ("static", "online"):
-        raise CoderError(f"the mode {mode} needs a model; scratch does not")
+        raise CoderError(f"the mode {mode} needs a model; scratch and fast do not")
+    if primer and mode == "static":
+        raise CoderError("the mode static mixes nothing, so that a primer is of no use to it: take online, scratch or fast")
     try:
         match mode:
             case "static":
                 return codec.static(model)
             case "online":
-                return codec.online(model)
+                return codec.online(model, size, primer)
             case "scratch":
-                return codec.scratch()
+                return codec.scratch(size, primer)
+            case "fast":
+                return codec.fast(size, primer)
     except ValueError as error:
         raise CoderError(str(error)) from None
-    raise ValueError(f"mode must be static, online or scratch, but is {mode!r}")
+    raise ValueError(f"mode must be static, online, scratch or fast, but is {mode!r}")
 
 
-def _predictor_of(header, find_model):
-    predictor = _predictor(header.mode, None if header.mode == "scratch" else find_model(header.fingerprint))
-    found = short_fingerprint(predictor.model)
-    if found != header.fingerprint:
-        raise CoderError(f"the file was made with the model {header.fingerprint.hex()}, but this one is {found.hex()}")
+def _name(predictor):
+    return short_fingerprint(predictor.model) if predictor.model else NO_MODEL
+
+
+def _predictor_of(header, find_model, primer):
+    if header.primer and not primer:
+        raise CoderError(f"the file needs the primer whose SHA-256 begins with {header.primer.hex()}: name it with --prime")
+    if header.primer and header.primer != primer_name(primer):
+        raise CoderError(f"the file needs the primer whose SHA-256 begins with {header.primer.hex()}, but that of this one "
+                         f"begins with {primer_name(primer).hex()}")
+    model = find_model(header.fingerprint) if header.mode in ("static", "online") else None
+    predictor = _predictor(header.mode, model, header.length, primer if header.primer else b"")
+    if _name(predictor) != header.fingerprint:
+        raise CoderError(f"the file was made with the model {header.fingerprint.hex()}, but this one is "
+                         f"{_name(predictor).hex()}")
     return predictor
 
 

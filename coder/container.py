@@ -4,14 +4,15 @@ Integers are unsigned and little-endian.
 
     offset  bytes   field
     0       4       magic: 89 47 5A 0A (no text begins so, and a transfer "as text" breaks it)
-    4       1       version of this format and of all that the decoder must do alike: 1
-    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch
-    6       1       flags: 0; a reader refuses bits that it does not know
+    4       1       version of this format and of all that the decoder must do alike: 2
+    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast
+    6       1       flags: 1 if there is a primer; a reader refuses bits that it does not know
     7       1       k, 10 .. 24: each block but the last holds 2^k bytes of the original
     8       8       length of the original, in bytes
     16      16      fingerprint of the model before the first symbol, its weights and its config (compressor.py); zeros
-                    where stored
+                    where stored or fast
     32      32      SHA-256 of the original
+    64      0, 16   the first half of the SHA-256 of the primer, if there is one; from here on all is 16 bytes later then
     64      8 n     for each of the n = ceil(length / 2^k) blocks:
                         4   bytes that it takes in this file; the highest bit is set if it is stored as it is
                         4   CRC-32 of those bytes
@@ -19,15 +20,16 @@ Integers are unsigned and little-endian.
     68+8n           the blocks, one after the other, and nothing behind them
 
 A block is stored where that is no longer than its code.  Static blocks are coded independently, each from a fresh context;
-in the other modes the model has learned from the blocks before.
+in the other modes the model has learned from the blocks before, and from the primer before all of them.
 """
 
 import struct
 import zlib
 from typing import NamedTuple
 
-MAGIC, VERSION = b"\x89GZ\n", 1
-MODES = ("stored", "static", "online", "scratch")
+MAGIC, VERSION = b"\x89GZ\n", 2
+MODES = ("stored", "static", "online", "scratch", "fast")
+PRIMED, PRIMER = 1, 16                          # a flag, and the bytes that follow the fixed fields if it is set
 FIXED = struct.Struct("<4sBBBBQ16s32s")
 ENTRY = struct.Struct("<II")
 CRC = struct.Struct("<I")
@@ -53,12 +55,13 @@ class Header(NamedTuple):
     length: int             # of the original, in bytes
     fingerprint: bytes      # 16
     sha256: bytes           # 32, of the original
+    primer: bytes = b""     # 16 of the SHA-256 of the primer, or none
 
 
 def write(header, payloads):
     """The file (bytes), from its header and a (payload, stored) for each block."""
-    head = FIXED.pack(MAGIC, VERSION, MODES.index(header.mode), 0, header.block_bits, header.length, header.fingerprint,
-                      header.sha256)
+    head = FIXED.pack(MAGIC, VERSION, MODES.index(header.mode), PRIMED * bool(header.primer), header.block_bits,
+                      header.length, header.fingerprint, header.sha256) + header.primer
     head += b"".join(ENTRY.pack(len(payload) | STORED * stored, zlib.crc32(payload)) for payload, stored in payloads)
     return b"".join([head, CRC.pack(zlib.crc32(head)), *(payload for payload, _ in payloads)])
 
@@ -75,23 +78,26 @@ def read(file, strict=True):
     if len(file) > 4 and file[4] > VERSION:
         raise CoderError(f"the file has format version {file[4]}, but this program knows versions up to {VERSION}: "
                          "it needs a newer program")
+    if len(file) > 4 and file[4] < VERSION:
+        raise CoderError(f"the file has format version {file[4]}, of an older program, but this one knows only {VERSION}")
     if len(file) < FIXED.size:
         raise CoderError(f"the file is cut off after {len(file)} bytes, in its header")
     _, version, mode, flags, block_bits, length, fingerprint, sha256 = FIXED.unpack_from(file)
     count = -(-length >> block_bits) if SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK else 0
-    table_end = FIXED.size + count * ENTRY.size
+    table = FIXED.size + PRIMER * (flags & PRIMED)
+    table_end = table + count * ENTRY.size
     if len(file) < table_end + CRC.size:
         raise CoderError(f"the file is cut off or its header damaged: {length:,} bytes are said to be in it, but it "
                          f"ends after {len(file):,}, before the table of their blocks does")
     if CRC.unpack_from(file, table_end)[0] != zlib.crc32(file[:table_end]):
         raise CoderError("the header of the file is damaged")
-    if version != VERSION or mode >= len(MODES) or flags or not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
+    if version != VERSION or mode >= len(MODES) or flags > PRIMED or not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
         raise CoderError(f"the file has a header that this program does not know (version {version}, mode {mode}, "
                          f"flags {flags}, blocks of 2^{block_bits} bytes)")
-    header = Header(MODES[mode], block_bits, length, fingerprint, sha256)
+    header = Header(MODES[mode], block_bits, length, fingerprint, sha256, file[FIXED.size:table])
     blocks, place = [], table_end + CRC.size
     for i in range(count):
-        taken, crc = ENTRY.unpack_from(file, FIXED.size + i * ENTRY.size)
+        taken, crc = ENTRY.unpack_from(file, table + i * ENTRY.size)
         stored, taken = bool(taken & STORED), taken & ~STORED
         payload, start = file[place:place + taken], i << block_bits
         size = min(1 << block_bits, length - start)

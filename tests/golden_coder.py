@@ -74,7 +74,9 @@ def digests():
     model = GPT(GOLDEN_MODEL, seed=7)
     return {
         "static: code": sha256(codec.encode_block(codec.static(model), TEXT)),
-        "online: code": sha256(codec.encode_block(codec.online(model), TEXT)),
+        "online: code": sha256(codec.encode_block(codec.online(model, len(TEXT)), TEXT)),
+        "online, primed: code": sha256(codec.encode_block(codec.online(model, len(TEXT), LICENSE[:500]), TEXT)),
+        "fast: code": sha256(codec.encode_block(codec.fast(len(TEXT)), TEXT)),
         "scratch: file": sha256(compress(TEXT, "scratch")),
         "scratch: decoded": sha256(decompress(FILE.read_bytes(), find_model=None)),
     }

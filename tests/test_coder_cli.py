@@ -24,7 +24,7 @@ from tests.golden_coder import LICENSE, TINY, taught
 
 TEXT = 2 * LICENSE
 MODEL = Path("out/model.safetensors")
-modes = pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
 
 
 @pytest.fixture(autouse=True)
@@ -318,6 +318,49 @@ def test_scratch_needs_no_model():
     coder("decompress", "text.mgz", "-f")
 
 
+def test_fast_needs_no_model(capsys):
+    MODEL.unlink()
+    coder("compress", "text", "--mode", "fast")
+    coder("decompress", "text.mgz", "-f")
+    coder("info", "text.mgz")
+    said = capsys.readouterr().out
+    assert re.search(r"mode +fast", said) and re.search(r"model +none", said) and re.search(r"primer +none", said)
+
+
+# --- primers ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+def test_prime_names_a_text_that_both_sides_have(mode, capsys):
+    Path("like it").write_bytes(LICENSE[:800])
+    coder("compress", "text", "--mode", mode, "-o", "alone")
+    coder("compress", "text", "--mode", mode, "--prime", "like it")
+    Path("text").unlink()
+    coder("decompress", "text.mgz", "--prime", "like it")
+    assert Path("text").read_bytes() == LICENSE and Path("text.mgz").stat().st_size + 50 < Path("alone").stat().st_size
+    coder("info", "text.mgz")
+    assert header("text.mgz").primer.hex() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, says_so", [([], "--prime"), (["--prime", "other"], "that of this one begins with")])
+def test_a_missing_or_wrong_primer_is_one_sentence_and_leaves_nothing(words, says_so):
+    Path("like it").write_bytes(LICENSE[:800])
+    Path("other").write_bytes(LICENSE[:801])
+    coder("compress", "text", "--mode", "fast", "--prime", "like it")
+    said = says("decompress", "text.mgz", "-o", "again", *words)
+    assert says_so in said and header("text.mgz").primer.hex() in said and not Path("again").exists()
+
+
+@pytest.mark.parametrize("words, says_so", [
+    (["--mode", "static", "--prime", "text"], "static"), (["--mode", "fast", "--prime", "missing"], "missing"),
+    (["--mode", "fast", "--prime", "out"], "out"), (["--mode", "fast", "--prime", "empty"], "empty"),
+])
+def test_a_primer_that_cannot_be_used_is_one_sentence(words, says_so):
+    Path("empty").touch()
+    before = contents()
+    assert says_so in says("compress", "text", *words)
+    assert contents() == before
+
+
 def test_what_is_stored_needs_no_model():
     Path("noise").write_bytes(os.urandom(500))
     coder("compress", "noise")
@@ -342,7 +385,7 @@ def make_bad_inputs():
     coder("compress", "text")
     file = Path("text.mgz").read_bytes()
     for name, data in {"empty": b"", "foreign": b"PK\3\4" + bytes(100), "a text": LICENSE, "cut in the header": file[:50],
-                       "newer": file[:4] + b"\2" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
+                       "newer": file[:4] + b"\3" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
                        "cut": file[:-7], "damaged": file[:-9] + b"?" + file[-8:], "longer": file + b"\n"}.items():
         Path(name + ".mgz").write_bytes(data)
 
@@ -434,7 +477,7 @@ def test_with_f_it_is_overwritten():
 def test_what_appears_while_it_works_is_not_overwritten(monkeypatch):
     original = command_line.compress
     monkeypatch.setattr(command_line, "compress",
-                        lambda *arguments: Path("text.mgz").write_bytes(b"precious") and original(*arguments))
+                        lambda *arguments, **options: Path("text.mgz").write_bytes(b"precious") and original(*arguments, **options))
     assert "exists" in says("compress", "text")
     assert Path("text.mgz").read_bytes() == b"precious"
 
@@ -478,7 +521,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there_before(monkeyp
 
 
 def test_no_memory_is_one_sentence(monkeypatch, untouched):
-    def hungry(*arguments):
+    def hungry(*arguments, **options):
         raise MemoryError
     monkeypatch.setattr(command_line, "compress", hungry)
     assert says("compress", "text") == "coder: not enough memory"

@@ -22,7 +22,7 @@ from tests.golden_coder import LICENSE, TINY, taught
 
 HEADER = 64                     # bytes before the table of blocks
 TEXT = 3 * LICENSE              # four blocks of 2^10 bytes, the last one shorter
-modes = pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +31,12 @@ def scratch_is_tiny(monkeypatch):
 
 
 @cache
-def shrink(data, mode="static", block_bits=10):
-    return compress(data, mode, None if mode == "scratch" else taught(), block_bits=block_bits)
+def shrink(data, mode="static", block_bits=10, primer=b""):
+    return compress(data, mode, taught() if mode in ("static", "online") else None, block_bits=block_bits, primer=primer)
 
 
-def expand(file):
-    return decompress(file, lambda fingerprint: taught())
+def expand(file, primer=b""):
+    return decompress(file, lambda fingerprint: taught(), primer=primer)
 
 
 def refused(function, *arguments):
@@ -60,7 +60,12 @@ def table_of(file):
     """(number of blocks, where their table ends), or None where k makes no sense or the file is too short for it."""
     k, length = file[7], number(file, 8, 8)
     count = -(-length >> k) if SMALLEST_BLOCK <= k <= LARGEST_BLOCK else 0
-    return (count, HEADER + 8 * count) if HEADER + 8 * count + 4 <= len(file) else None
+    end = table_start(file) + 8 * count
+    return (count, end) if end + 4 <= len(file) else None
+
+
+def table_start(file):
+    return HEADER + 16 * (file[6] & 1)
 
 
 def repaired(file):
@@ -69,7 +74,7 @@ def repaired(file):
         return file
     count, end = table_of(file)
     place = end + 4
-    for entry in range(HEADER, end, 8):
+    for entry in range(table_start(file), end, 8):
         taken = number(file, entry, 4) & ~STORED
         file = with_number(file, entry + 4, 4, zlib.crc32(file[place:place + taken]))
         place += taken
@@ -84,20 +89,20 @@ def flipped(file, byte, bit=0):
 
 def read_by_the_table(file):
     """Follows the table in container's docstring, offset by offset, and shares nothing with the code below it."""
-    assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 1 and file[6] == 0
-    mode = {0: "stored", 1: "static", 2: "online", 3: "scratch"}[file[5]]
+    assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 2 and file[6] in (0, 1)
+    mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast"}[file[5]], 16 * file[6]
     k, length = file[7], number(file, 8, 8)
     n = (length + 2 ** k - 1) // 2 ** k
-    assert number(file, 64 + 8 * n, 4) == zlib.crc32(file[:64 + 8 * n])
-    blocks, place = [], 68 + 8 * n
-    for offset in range(64, 64 + 8 * n, 8):
+    assert number(file, 64 + primer + 8 * n, 4) == zlib.crc32(file[:64 + primer + 8 * n])
+    blocks, place = [], 68 + primer + 8 * n
+    for offset in range(64 + primer, 64 + primer + 8 * n, 8):
         stored, taken = divmod(number(file, offset, 4), 2 ** 31)
         payload = file[place:place + taken]
         assert number(file, offset + 4, 4) == zlib.crc32(payload)
         blocks.append((payload, stored == 1))
         place += taken
     assert place == len(file)
-    return Header(mode, k, length, file[16:32], file[32:64]), blocks
+    return Header(mode, k, length, file[16:32], file[32:64], file[64:64 + primer]), blocks
 
 
 @st.composite
@@ -105,7 +110,8 @@ def files(draw):
     """A header and payloads that fit it."""
     k = draw(st.integers(10, 12) | st.just(24))
     length = draw(st.integers(0, 4 << k if k < 20 else 99))
-    header = Header(draw(st.sampled_from(MODES)), k, length, *(draw(st.binary(min_size=n, max_size=n)) for n in (16, 32)))
+    header = Header(draw(st.sampled_from(MODES)), k, length, *(draw(st.binary(min_size=n, max_size=n)) for n in (16, 32)),
+                    draw(st.just(b"") | st.binary(min_size=16, max_size=16)))
     payloads = []
     for start in range(0, length, 1 << k):
         stored = draw(st.booleans())
@@ -144,7 +150,8 @@ def test_compressed_files_follow_the_table():
     (b"\x1f\x8b\x08" + bytes(100), "not a file that this program compressed"),
     (b"\x89GZ\r\n" + bytes(100), "not a file that this program compressed"),        # sent "as text"
     (b"\n", "not a file that this program compressed"),
-    (b"\x89GZ\n\x02", "needs a newer program"),
+    (b"\x89GZ\n\x03", "needs a newer program"),
+    (b"\x89GZ\n\x01" + bytes(200), "format version 1, of an older program"),
     (b"\x89GZ\n\xff" + bytes(200), "format version 255"),
 ])
 def test_a_file_that_is_something_else_is_told_from_one_that_is_damaged(file, says):
@@ -152,7 +159,7 @@ def test_a_file_that_is_something_else_is_told_from_one_that_is_damaged(file, sa
 
 
 @pytest.mark.parametrize("offset, value, says", [
-    (4, 0, "version 0"), (5, 4, "mode 4"), (5, 255, "mode 255"), (6, 1, "flags 1"), (6, 128, "flags 128"),
+    (4, 0, "version 0"), (5, 5, "mode 5"), (5, 255, "mode 255"), (6, 2, "flags 2"), (6, 128, "flags 128"),
     (7, 9, "2^9"), (7, 25, "2^25"), (7, 0, "2^0"), (7, 255, "2^255"),
 ])
 def test_a_header_that_this_version_does_not_know_is_refused(offset, value, says):
@@ -294,6 +301,44 @@ def test_progress_reaches_the_end(mode):
         assert sum(read_bytes) == len(data)
 
 
+# --- the primer -------------------------------------------------------------------------------------------------------
+
+mixing_modes = pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+
+
+@mixing_modes
+def test_a_primed_file_is_smaller_and_comes_back_with_its_primer(mode):
+    data = LICENSE[500:]
+    file = shrink(data, mode, primer=LICENSE[:700])
+    assert len(file) + 20 < len(shrink(data, mode)) and expand(file, LICENSE[:700]) == data
+
+
+@mixing_modes
+def test_a_file_without_a_primer_opens_whatever_primer_is_named(mode):
+    assert expand(shrink(LICENSE, mode), primer=b"not asked for") == LICENSE
+
+
+@mixing_modes
+@pytest.mark.parametrize("primer, says", [(b"", "needs the primer .*with --prime"), (TEXT[:-1], "but that of this one")])
+def test_a_missing_or_wrong_primer_is_told_before_anything_is_decoded(mode, primer, says, monkeypatch):
+    file = shrink(LICENSE, mode, primer=TEXT)
+    monkeypatch.setattr(codec, "decode_block", None)
+    said = refused(expand, file, primer)
+    assert re.search(says, said) and read(file)[0].primer.hex() in said
+    assert re.search(says, refused(salvage, file, lambda fingerprint: taught(), lambda count: None, primer))
+
+
+def test_a_primer_is_refused_where_nothing_is_mixed():
+    assert "static" in refused(lambda: shrink(LICENSE, primer=TEXT))
+
+
+@mixing_modes
+def test_what_a_primer_does_not_help_is_stored_and_needs_none(mode):
+    noise = np.random.default_rng(4).bytes(2000)
+    file = shrink(noise, mode, primer=TEXT)
+    assert read(file)[0].mode == "stored" and expand(file) == noise and len(file) <= 2000 + 96
+
+
 # --- the wrong model --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("mode", ["static", "online"])
@@ -309,8 +354,9 @@ def test_the_model_is_asked_for_once_and_by_its_name():
     assert asked == [short_fingerprint(taught())]
 
 
-def test_scratch_asks_for_no_model():
-    assert decompress(shrink(LICENSE, "scratch"), find_model=None) == LICENSE
+@pytest.mark.parametrize("mode", ["scratch", "fast"])
+def test_scratch_and_fast_ask_for_no_model(mode):
+    assert decompress(shrink(LICENSE, mode), find_model=None) == LICENSE
 
 
 def test_what_find_model_says_reaches_the_person():
@@ -352,8 +398,8 @@ def test_a_size_of_blocks_that_the_format_has_not_is_refused(block_bits):
 
 def damaged(file, block):
     """The file with one bit of that block's payload flipped."""
-    before = sum(len(b.payload) for b in read(file)[1][:block])
-    return flipped(file, table_of(file)[1] + 4 + before + 5, 3)
+    *before, payload = [b.payload for b in read(file)[1][:block + 1]]
+    return flipped(file, table_of(file)[1] + 4 + sum(map(len, before)) + len(payload) // 2, 3)
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -371,13 +417,13 @@ def test_static_blocks_are_salvaged_one_by_one(block):
     assert missing == [(start, stop)] and data == TEXT[:start] + TEXT[stop:]
 
 
-@pytest.mark.parametrize("mode", ["online", "scratch"])
+@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
 def test_a_learning_model_is_lost_from_the_first_damaged_block_on(mode):
     data, missing = salvage(damaged(shrink(TEXT, mode), 1), lambda fingerprint: taught())
     assert missing == [(1024, 2048), (2048, 3072), (3072, len(TEXT))] and data == TEXT[:1024]
 
 
-@pytest.mark.parametrize("mode", ["online", "scratch"])
+@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
 def test_after_a_damaged_block_a_learning_model_is_not_even_asked(mode, monkeypatch):
     """It has not learned what it should have, and would decode to something else."""
     file = damaged(shrink(TEXT, mode), 1)
@@ -390,7 +436,7 @@ def test_after_a_damaged_block_a_learning_model_is_not_even_asked(mode, monkeypa
 def test_of_a_file_that_was_cut_off_the_first_blocks_are_salvaged(mode):
     file = shrink(TEXT, mode)
     third = table_of(file)[1] + 4 + sum(len(block.payload) for block in read(file)[1][:2])
-    data, missing = salvage(file[:third + 100], lambda fingerprint: taught())
+    data, missing = salvage(file[:third], lambda fingerprint: taught())
     assert data == TEXT[:2048] and missing == [(2048, 3072), (3072, len(TEXT))]
 
 
@@ -472,17 +518,17 @@ def test_a_mutated_file_is_the_original_or_refused(mode):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("mode", ["static", "online", "scratch"])
+@modes
 def test_a_mutated_file_with_right_checksums_is_the_original_or_refused(mode):
     """So the decoder itself gets codes that nobody made, of lengths that nobody meant."""
-    original = LICENSE[:90] if mode != "scratch" else 8 * b"scratch and "
+    original = LICENSE[:90] if mode == "static" else 8 * b"scratch and "
     file, rng = shrink(original, mode), random.Random(mode)
     assert read(file)[0].mode == mode
     results = [original_or_refused(repaired(mutated(file, rng)), original) for _ in range(120)]
     assert 0 < sum(results) < 60                # some accidents cancel out, or hit what says nothing
 
 
-@pytest.mark.parametrize("mode", range(4))
+@pytest.mark.parametrize("mode", range(5))
 @pytest.mark.parametrize("k", [10, 17, 24])
 @pytest.mark.parametrize("length", [0, 1, 89, 91, 1023])
 def test_a_header_that_lies_with_right_checksums_is_refused(mode, k, length):
