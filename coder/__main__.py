@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from minigpt.checkpoint import CheckpointError, load_checkpoint
 
+from . import verify
 from .compressor import compress, decompress, salvage, short_fingerprint
 from .container import CoderError, read
 
@@ -76,6 +77,9 @@ def parse(arguments):
     command(run_decompress, "decompress", "decompress FILE").add_argument(
         "--salvage", action="store_true", help="of a damaged file, write what is intact and say what is missing")
     command(run_info, "info", "say what is in the compressed FILE")
+    check = commands.add_parser("verify", help="compute everything that must be the same on every machine, and compare")
+    check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
+    check.set_defaults(run=run_verify)
     return parser.parse_args(arguments)
 
 
@@ -128,6 +132,10 @@ def run_info(options):
           f"SHA-256      {header.sha256.hex()} (of the original)")
     if damaged:
         sys.exit(1)
+
+
+def run_verify(options):
+    sys.exit(verify.main(options.json))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

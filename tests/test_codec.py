@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llvmlite import binding
 
-from coder import codec
+from coder import codec, verify
 from coder.codec import START, Predictor, Streams, decode_block, encode_block, windows
 from coder.compressor import decompress
-from coder.container import read
+from coder.container import CoderError, read
 from coder.mixing import Mixing
+from coder.verify import LICENSE, TEXT
+from minigpt import verify as network
 from minigpt.checkpoint import fingerprint
 from minigpt.model import GPT, GPTConfig
 from tests import golden_coder
-from tests.golden_coder import LICENSE, TEXT, TINY, taught
+from tests.golden_coder import TINY, taught
 
 ROOM = 10_000               # bytes of text that a mixing model is made for
 PREDICTORS = {
@@ -241,9 +243,9 @@ def test_blocks_are_independent_only_if_nothing_learns(mode):
 THREADS = """
 import sys
 import numba
-from coder import codec
+from coder import codec, verify
 from minigpt.model import GPT, GPTConfig
-from tests.golden_coder import TEXT
+from coder.verify import TEXT
 
 model = GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=64), 3)        # enough work for two
 codes = []
@@ -302,17 +304,6 @@ def test_progress_adds_up_to_the_block(size):
 
 # --- golden -----------------------------------------------------------------------------------------------------------
 
-# A change here is a new format: whoever has a compressed file can no longer open it.
-EXPECTED = {
-    "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "89db87d77dae17add32e9195c7176aa8929e5d2608e007439215f20e1c0d8e02",
-    "online, primed: code": "59de404cea9aae2c9fe234cd899961c8f29d169f1ed826c84278568d82b82663",
-    "fast: code": "83dc6a494c9f75d7f1c9eb288df5d6abb3260233c5c7db817751b53fcc800009",
-    "scratch: file": "b43ddfa2d033b342d0eded63db492eaa53146c1dfccb61d6b83874e721e10bc7",
-    "scratch: decoded": "bfc860b8bbbd281bc7fab13d473b8525206ab32eb8258be0b38e9559770fb1a7",
-}
-
-
 def test_the_file_of_today_opens_for_ever():
     """tests/data/license.mgz, made when the format was."""
     file = golden_coder.FILE.read_bytes()
@@ -323,7 +314,7 @@ def test_the_file_of_today_opens_for_ever():
 
 @pytest.mark.slow
 def test_this_machine_computes_the_golden_codes():
-    assert golden_coder.digests() == EXPECTED
+    assert dict(verify.results()) == verify.EXPECTED
 
 
 @pytest.mark.slow
@@ -331,6 +322,11 @@ def test_this_machine_computes_the_golden_codes():
 @pytest.mark.skipif(not binding.get_host_cpu_features().get("avx2"), reason="this machine has no avx2")
 def test_code_for_another_processor_computes_the_golden_codes(tmp_path):
     environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, golden_coder.__file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == EXPECTED
+    run = subprocess.run([sys.executable, "-m", "coder", "verify", "--json"], env=environment, capture_output=True, text=True)
+    assert json.loads(run.stdout) == {**network.EXPECTED, **verify.EXPECTED} and run.returncode == 0, run.stderr
+
+
+def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):
+    monkeypatch.setattr(verify.codec, "decode_block", lambda *arguments: b"something else")
+    with pytest.raises(CoderError, match="does not come back"):
+        dict(verify.results())

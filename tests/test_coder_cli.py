@@ -17,10 +17,11 @@ from coder import __main__ as command_line
 from coder import codec
 from coder.compressor import compress, short_fingerprint
 from coder.container import read
+from coder.verify import LICENSE
 from minigpt.checkpoint import save_checkpoint
 from minigpt.model import GPT
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
-from tests.golden_coder import LICENSE, TINY, taught
+from tests.golden_coder import TINY, taught
 
 TEXT = 2 * LICENSE
 MODEL = Path("out/model.safetensors")

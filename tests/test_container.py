@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from coder import codec, container
 from coder.compressor import compress, decompress, salvage, short_fingerprint
 from coder.container import LARGEST_BLOCK, MODES, SMALLEST_BLOCK, STORED, CoderError, Header, read, write
+from coder.verify import LICENSE
 from minigpt.model import GPT
-from tests.golden_coder import LICENSE, TINY, taught
+from tests.golden_coder import TINY, taught
 
 HEADER = 64                     # bytes before the table of blocks
 TEXT = 3 * LICENSE              # four blocks of 2^10 bytes, the last one shorter

@@ -65,6 +65,8 @@ ALLOWED = [
     ("coder/intervals.py", "", "math.log2", "only shown to a person"),
     ("coder/intervals.py", "shortest_code", "**", "integers"),
     ("coder/intervals.py", "decode", "**", "integers"),
+    ("coder/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
+    ("coder/mixing.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
     ("coder/report.py", ANY, ANY, "only shown to a person: nothing it computes goes into a file that is decoded"),
 ]
 
@@ -252,11 +254,12 @@ def examine():
     wrong = set()
     with compiled() as found:
         from coder import baselines, packed
+        from coder import verify as verify_coder
         from minigpt import verify
         from tests import golden_coder
         try:
             dict(verify.results())
-            golden_coder.digests()
+            dict(verify_coder.results())
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)
             packed.unpack(packed.pack(golden_coder.taught()))
         except Exception as error:          # wrong arithmetic may break what rests on it

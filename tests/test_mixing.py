@@ -15,7 +15,8 @@ from coder.logistic import (HEAVIEST, LIMIT, ONE, POINTS, SHARES, SQUASH, STRETC
                             straight)
 from coder.mixing import NO_TRACE, Mixer, Mixing
 from coder.range_coder import decode_bit, encode_bit, finish_encoding, make_room, start_decoding, start_encoding
-from tests.golden_coder import LICENSE, TEXT, taught
+from coder.verify import LICENSE, TEXT
+from tests.golden_coder import taught
 
 FILES = {
     "a run": b"a" * 4000,

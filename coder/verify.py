@@ -1,0 +1,83 @@
+"""python -m coder verify: what `python -m minigpt verify` asks, up to whole compressed files."""
+
+import hashlib
+
+from minigpt import verify
+from minigpt.model import GPT, GPTConfig
+from minigpt.verify import sha256
+
+from . import codec
+from .compressor import compress, decompress
+from .container import CoderError
+from .logistic import SQUASH, STRETCH
+
+# A change here is a new format: whoever has a compressed file can no longer open it.
+EXPECTED = {
+    "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
+    "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
+    "online: code": "89db87d77dae17add32e9195c7176aa8929e5d2608e007439215f20e1c0d8e02",
+    "online, primed: code": "59de404cea9aae2c9fe234cd899961c8f29d169f1ed826c84278568d82b82663",
+    "fast: code": "83dc6a494c9f75d7f1c9eb288df5d6abb3260233c5c7db817751b53fcc800009",
+    "scratch: file": "b43ddfa2d033b342d0eded63db492eaa53146c1dfccb61d6b83874e721e10bc7",
+}
+LICENSE = b"""\
+MIT License
+
+Copyright (c) 2026 The minigpt authors
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+TEXT = (LICENSE + LICENSE)[:-1]         # two streams, of which the second is a symbol shorter
+
+MODEL = GPTConfig(block_size=27, n_layer=2, n_head=2, n_embd=36)         # fills no tile, no vector, no half window
+
+
+def results():
+    """(name, hash) of the mixing's tables, then of a code or a file in each mode, each decoded and compared.
+
+    CoderError where what was compressed does not come back.
+    """
+    yield "tables of the logistic function", sha256(SQUASH, STRETCH)
+    model = GPT(MODEL, seed=7)
+    predictors = {
+        "static: code": lambda: codec.static(model),
+        "online: code": lambda: codec.online(model, len(TEXT)),
+        "online, primed: code": lambda: codec.online(model, len(TEXT), LICENSE[:500]),
+        "fast: code": lambda: codec.fast(len(TEXT)),
+    }
+    for name, make in predictors.items():
+        code = codec.encode_block(make(), TEXT)
+        check(codec.decode_block(make(), code, len(TEXT)), name)
+        yield name, hashlib.sha256(code).hexdigest()
+    file = compress(TEXT, "scratch")
+    check(decompress(file, find_model=None), "scratch: file")
+    yield "scratch: file", hashlib.sha256(file).hexdigest()
+
+
+def check(decoded, name):
+    if decoded != TEXT:
+        raise CoderError(f"{name}: what was compressed does not come back on this machine")
+
+
+def main(as_json):
+    """Print the table of both packages; returns the exit code."""
+    def both():
+        yield from verify.results()
+        yield from results()
+    return 0 if verify.report(both(), {**verify.EXPECTED, **EXPECTED}, as_json) else 1
