@@ -1,6 +1,6 @@
 """Show how a prediction becomes a compressed file, and what that is worth.
 
-    python compress_demo.py                     Shakespeare, or this project's README; about a minute
+    python compress_demo.py                     Shakespeare, or this project's README; some minutes
     python compress_demo.py FILE                a file of yours
     python compress_demo.py --html page.html    and a page that shows what each character costs
 """
@@ -12,7 +12,6 @@ import lzma
 import os
 import sys
 import time
-from collections import Counter
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -23,13 +22,13 @@ from typing import Callable, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from coder import baselines, codec, report
+from coder import baselines, codec, packed, report
 from coder.__main__ import candidates
 from coder.compressor import compress, decompress
 from coder.container import CoderError, read
 from coder.intervals import WHOLE, bits, decode, shortest_code, steps
 from minigpt import corpus, rng
-from minigpt.checkpoint import CheckpointError, load_checkpoint
+from minigpt.checkpoint import CheckpointError
 
 SENTENCE = b"To be, or not to be"
 BYTES = 32 * 1024           # of a longer text
@@ -68,7 +67,8 @@ def parse(arguments):
                         "train_shakespeare.py has fetched, else README.md")
     parser.add_argument("--bytes", type=int, default=BYTES, metavar="N",
                         help=f"of a longer text take the first N bytes (default: {BYTES:,})")
-    parser.add_argument("--model", metavar="FILE", help="default: the newest */model.safetensors below this folder")
+    parser.add_argument("--model", metavar="FILE", help="default: the newest */model.safetensors below this folder, or else "
+                        "the one that comes with this program")
     parser.add_argument("--html", metavar="OUT", help="write a page that shows each character in the colour of its cost")
     options = parser.parse_args(arguments)
     if options.bytes < 1:
@@ -79,47 +79,37 @@ def parse(arguments):
 def run(options):
     if options.html:
         report.claim(options.html)
-    model, trained_on = load(options.model)
+    model, size, trained_on = load(options.model)
     name, data = choose_text(options, trained_on)
-    narrowing(model, data)
-    results = measure(methods(model), {"the text": data, "shuffled": shuffled(data), "noise": noise(len(data))})
+    narrowing(model)
+    results = measure(methods(model, size), {"the text": data, "shuffled": shuffled(data), "noise": noise(len(data))})
     sizes(results)
     texts = [row["the text"] for row in results.values()]
     accounts(texts)
-    mode = "static" if model else "scratch"
     with bar("what each character costs", len(data)) as progress:
-        costs = report.costs(codec.static(model) if model else codec.scratch(len(data)), data, progress)
-    paid = costs.ideal if model else costs.integer
-    ideal(costs, next(result.file for result in texts if result.method.name == f"GPT {mode}"), mode)
-    chars = report.characters(data, costs, paid)
-    excerpt(chars, mode)
+        costs = report.costs(codec.static(model), data, progress)
+    ideal(costs, next(result.file for result in texts if result.method.name == "GPT static"))
+    chars = report.characters(data, costs, costs.ideal)
+    excerpt(chars)
     if options.html:
-        total = paid.sum()
+        total = costs.ideal.sum()
         report.save(options.html, report.page(name, chars, f"{name}: {len(data):,} bytes, and what surprises the GPT "
-                    f"({mode}) in them: {total / 8:,.0f} bytes, {total / len(data):.3f} bits per byte."))
+                    f"in them: {total / 8:,.0f} bytes, {total / len(data):.3f} bits per byte."))
         print(f"\npage: {options.html}")
 
 
 # --- what is compressed, and with what --------------------------------------------------------------------------------
 
 def load(path):
-    """The model, and the SHA-256 of the text that it was trained on: (None, None) where there is no model."""
-    path = path or next(iter(candidates()), None)
-    if path is None:
-        print("model: none below this folder, so the GPT can only start from scratch; train_shakespeare.py trains one")
-        return None, None
-    checkpoint = load_checkpoint(path)
-    c, size = checkpoint.model.config, weights(checkpoint.model)
+    """The model, how many bytes carry it, and the SHA-256 of the text that it was trained on, or None."""
+    path = path or candidates()[0]
+    model, trained_on = packed.load(path)
+    c, weights = model.config, sum(parameter.data.size for parameter in model.parameters().values())
     if c.vocab_size != 256:
         raise CoderError(f"{path} predicts {c.vocab_size} characters, but files are made of bytes: name another with --model, "
                          "or train one with train_shakespeare.py --tokenizer bytes")
-    print(f"model: {path}, {c.n_layer} layers, width {c.n_embd}, windows of {c.block_size}: {size // 4:,} weights")
-    return checkpoint.model, checkpoint.run.get("text_sha256")
-
-
-def weights(model):
-    """The size of the weights on disk, in bytes."""
-    return sum(parameter.data.nbytes for parameter in model.parameters().values())
+    print(f"model: {path}, {c.n_layer} layers, width {c.n_embd}, windows of {c.block_size}: {weights:,} weights")
+    return model, min(os.path.getsize(path), 4 * weights), trained_on       # a checkpoint holds more than weights
 
 
 def choose_text(options, trained_on):
@@ -154,14 +144,14 @@ class Method(NamedTuple):
     name: str
     compress: Callable      # data -> file
     decompress: Callable    # file, len(data) -> data
-    model: int = 0          # bytes of weights that both sides must have
+    model: int = 0          # bytes of the model that both sides must have
 
     @property
     def shared(self):
         return f"model {self.model / 1e6:.1f} MB" if self.model else "nothing"
 
 
-def methods(model):
+def methods(model, size):
     """All that can compress here: [Method, ...]."""
     found = {}
     for name, module, options in GENERAL:
@@ -173,11 +163,10 @@ def methods(model):
     for order in 0, 2:
         name = f"order {order}"
         found[name] = Method(name, partial(baselines.compress, order=order), partial(baselines.decompress, order=order))
-    modes = ["fast", "scratch"] + ["static", "online"] * bool(model)
-    return [*found.values(), *(by_us(mode, model if mode in ("static", "online") else None) for mode in modes)]
+    return [*found.values(), by_us("fast"), by_us("scratch"), by_us("static", model, size), by_us("online", model, size)]
 
 
-def by_us(mode, model):
+def by_us(mode, model=None, size=0):
     name = "fast" if mode == "fast" else f"GPT {mode}"
 
     def pack(data):
@@ -187,15 +176,15 @@ def by_us(mode, model):
     def unpack(file, size):
         with bar(f"{name}, decompressing", size) as progress:
             return decompress(file, lambda fingerprint: model, progress)
-    return Method(name, pack, unpack, weights(model) if model else 0)
+    return Method(name, pack, unpack, size)
 
 
 # --- the interval -----------------------------------------------------------------------------------------------------
 
-def narrowing(model, data):
+def narrowing(model):
     """Code a sentence in exact fractions, and show where each symbol's share lies."""
-    predict, by = (gpt(model), "the GPT") if model else (counting(data), "how often each byte stands in the text")
-    heading(f"How the interval narrows: {SENTENCE.decode()!r}, predicted by {by}")
+    predict = gpt(model)
+    heading(f"How the interval narrows: {SENTENCE.decode()!r}, predicted by the GPT")
     print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR}}  interval, its settled digits before the [")
     total, before = 0.0, WHOLE
     for symbol, probability, now in steps(SENTENCE, predict):
@@ -218,12 +207,6 @@ def gpt(model):
         window = [codec.START, *past][-model.config.block_size:]
         return exact(predictor.window(np.array([window]), len(window) - 1)[0, 0].tolist())
     return predict
-
-
-def counting(data):
-    """A model for intervals.py: how often each byte stands in data, and once more."""
-    counts = Counter(data)
-    return lambda past: exact([counts[byte] + 1 for byte in range(256)])
 
 
 def exact(frequencies):
@@ -304,9 +287,8 @@ def accounts(texts):
         if not r.method.model:
             said = "no model: the best of the others" if r is best else "no model: it learns from the text"
         print(f"{r.method.name:12}{len(r.file):13,}{len(r.file) + r.method.model:15,}   {said}")
-    if any(r.method.model for r in texts):
-        print("\nThe model counts as its weights, 4 bytes each: a generous upper bound on K(M), the size of its shortest"
-              "\ndescription. The last column takes these rates for any length, though the others improve with it.")
+    print("\nThe model counts as its packed file, or as 4 bytes a weight: an upper bound on K(M), the size of its shortest"
+          "\ndescription. The last column takes these rates for any length, though the others improve with it.")
 
 
 def pays_from(model, rate, gpt_rate):
@@ -314,32 +296,27 @@ def pays_from(model, rate, gpt_rate):
     return model / (rate - gpt_rate) if gpt_rate < rate else None
 
 
-def ideal(costs, file, mode):
+def ideal(costs, file):
     """What was written, measured by what the model's own probabilities ask for."""
-    heading(f"The ideal code length, and what was written: GPT {mode}, the text")
-    mixed, blocks = mode != "static", read(file)[1]
-    least, stored = (costs.integer if mixed else costs.ideal).sum() / 8, any(block.stored for block in blocks)
-    whose = "p as mixed, in integers" if mixed else "the model's own p"
-    lines = {f"ideal: the sum of -log2 p, {whose}": least,
+    heading("The ideal code length, and what was written: GPT static, the text")
+    blocks, least = read(file)[1], costs.ideal.sum() / 8
+    stored = any(block.stored for block in blocks)
+    lines = {"ideal: the sum of -log2 p, the model's own p": least,
              "p in integers, as the range coder takes them": costs.integer.sum() / 8,
              "what the range coder wrote": sum(len(block.payload) for block in blocks),
              f"the file, {'stored as it is' if stored else 'with header and checksums'}": len(file)}
-    if mixed:
-        del lines["p in integers, as the range coder takes them"]
     if stored:
         del lines["what the range coder wrote"]
     for name, size in lines.items():
         print(f"{name:46}{size:12,.2f} bytes {size - least:+12,.2f}{size / least - 1:+12.4%}")
     print("\nWhere it is less than the ideal: the code need only point into its interval, as the file says where it\n"
           "ends, and to the coder nothing is quite as unlikely as to the model, since integers end at 1.")
-    if mixed:
-        print(f"The GPT alone, unmixed, would ask for {costs.ideal.sum() / 8:,.2f} bytes.")
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------
 
-def excerpt(chars, mode):
-    heading(f"What each character costs, GPT {mode}" + ("" if has_colours() else
+def excerpt(chars):
+    heading("What each character costs, GPT static" + ("" if has_colours() else
             ": below it its bits, rounded, with 9 for any more"))
     lines = [i + 1 for i, char in enumerate(chars[:EXCERPT]) if char.text == "\n"]
     print(report.excerpt(chars[:lines[-1] if lines else EXCERPT], has_colours()))

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt.checkpoint import CheckpointError, load_checkpoint
+from minigpt.checkpoint import CheckpointError
 
 from . import verify
 from .compressor import compress, decompress, salvage, short_fingerprint
 from .container import CoderError, read
+from .packed import SHIPPED, load
 
 SUFFIX = ".mgz"
 
@@ -63,7 +64,7 @@ def parse(arguments):
             sub.add_argument("-o", "--output", metavar="OUT", help=f"default: FILE with {SUFFIX} added or taken away")
             sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
             sub.add_argument("--model", metavar="FILE", help="default: the newest (compress) or the fitting one (decompress) "
-                             "of the models */model.safetensors below this folder")
+                             "of the models */model.safetensors below this folder, or else the one that comes with us")
             sub.add_argument("--prime", metavar="FILE", help="a text like FILE that both sides have, to learn from before "
                              "(not in the mode static)")
             sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
@@ -87,7 +88,7 @@ def run_compress(options):
     target = output(options, options.file + SUFFIX)
     data = read_input(options.file)
     primer = read_primer(options)
-    model = newest_model(options.model) if options.mode in ("static", "online") else None
+    model = load(options.model or candidates()[0])[0] if options.mode in ("static", "online") else None
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
         file = compress(data, options.mode, model, progress, primer=primer)
@@ -141,15 +142,9 @@ def run_verify(options):
 # --- models -----------------------------------------------------------------------------------------------------------
 
 def candidates():
-    """The models that training left in folders below this one, the newest first."""
-    return sorted(Path().glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def newest_model(path):
-    if not path and not candidates():
-        raise CoderError("there is no model below this folder: train one with train_shakespeare.py, name one with --model, "
-                         "or do without one: --mode fast or --mode scratch")
-    return load_checkpoint(path or candidates()[0]).model
+    """The models that training left in folders below this one, the newest first; then the one that comes with us."""
+    found = sorted(Path().glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [*found, SHIPPED]
 
 
 def fitting_model(path, fingerprint):
@@ -157,7 +152,7 @@ def fitting_model(path, fingerprint):
     found = []
     for candidate in [path] if path else candidates():
         try:
-            model = load_checkpoint(candidate).model
+            model, _ = load(candidate)
         except CheckpointError:
             if path:
                 raise
@@ -165,7 +160,7 @@ def fitting_model(path, fingerprint):
         if short_fingerprint(model) == fingerprint:
             return model
         found.append(f"{candidate} is {short_fingerprint(model).hex()}")
-    raise CoderError(f"the file needs the model {fingerprint.hex()}, but {', '.join(found) or 'there is none here'}: "
+    raise CoderError(f"the file needs the model {fingerprint.hex()}, but {', '.join(found) or 'no model here can be read'}: "
                      "name the right one with --model")
 
 

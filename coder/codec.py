@@ -17,6 +17,7 @@ In the mode static the GPT's frequencies go to the range coder as they are; in f
 
 import numpy as np
 
+from minigpt import rng
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
@@ -34,6 +35,7 @@ CHUNK = 2 ** 16             # symbols between two calls of progress where there 
 MOST_STREAMS = {"static": 64, "online": 16, "scratch": 16, "fast": 1}
 ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
+SCRATCH_REPLAYS = 3         # a text is short for a model that begins with nothing: it reads each window again, later
 SCRATCH_SEED = 1
 SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=0.0)
 
@@ -41,14 +43,16 @@ SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=
 class Predictor:
     """A GPT that is asked for the next symbols' frequencies and told what they were; or none, and only a mixing model.
 
-    With an optimiser it goes on learning, from every window that is full; the same calls on both sides leave the same model.
+    With an optimiser it goes on learning, from every window that is full, and then `replays` times from as many rows that have
+    passed at some time; the same calls on both sides leave the same model.
     """
 
-    def __init__(self, model, most_streams, learning=None, mixing=None):
+    def __init__(self, model, most_streams, learning=None, mixing=None, replays=0):
         if model and model.config.vocab_size != 256:
             raise ValueError(f"the model must predict bytes (256 tokens), but it knows {model.config.vocab_size} tokens")
         self.model, self.most_streams, self.mixing = model, most_streams, mixing
         self.optimizer = Optimizer(model, learning, LEARN_STEPS) if learning else None
+        self.replays, self._past = replays, []
 
     def streams(self, size):
         """S: how many streams a block of `size` bytes is cut into."""
@@ -82,10 +86,19 @@ class Predictor:
 
     def told(self, inputs, targets):
         """A window has passed: its inputs (S, T) and what followed each of them.  Learn from it, if it is full."""
-        if self.optimizer and inputs.shape[1] == self.model.config.block_size:
-            self.model.loss(inputs, targets)
-            self.model.backward()
-            self.optimizer.step()
+        if not self.optimizer or inputs.shape[1] < self.model.config.block_size:
+            return
+        self._learn(inputs, targets)
+        if self.replays:
+            self._past += zip(inputs.astype(np.uint8), targets.astype(np.uint8))
+        for _ in range(self.replays):
+            chosen = rng.integers(SCRATCH_SEED, "replay", self.optimizer.step_count, len(inputs), len(self._past))
+            self._learn(*(np.stack(rows).astype(np.int64) for rows in zip(*(self._past[i] for i in chosen))))
+
+    def _learn(self, inputs, targets):
+        self.model.loss(inputs, targets)
+        self.model.backward()
+        self.optimizer.step()
 
 
 def static(model):
@@ -109,7 +122,7 @@ def online(model, size, primer=b""):
 def scratch(size, primer=b""):
     """Predict by mixing, with a GPT that knows nothing but its seed, and learns: nothing is shared but this program."""
     mixing = primed(size, primer, MOST_STREAMS["scratch"], gpt=True)
-    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING, mixing)
+    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING, mixing, SCRATCH_REPLAYS)
 
 
 def fast(size, primer=b""):

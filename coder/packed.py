@@ -6,7 +6,8 @@
     0       4       magic: 89 4D 47 50
     4       32      SHA-256 of all that follows
     36      4       n: bytes of the description, unsigned, little-endian
-    40      n       description, JSON: the model's config, and [name, step, largest] of each array in its order
+    40      n       description, JSON: the model's config, the SHA-256 of the text that it was trained on (or null), and
+                    [name, step, largest] of each array in its order
     40+n            the arrays with step 0 as they are (float32, little-endian), then one code for all others
 
 An array with a step is integers times that step: one multiplication of binary32 each, so the weights are exact, and the
@@ -32,11 +33,27 @@ from .range_coder import (decode_symbol, decode_target, encode_symbol, finish_en
                           start_encoding)
 
 MAGIC = b"\x89MGP"
+SHIPPED = Path(__file__).with_name("shakespeare.gpt")
 FINENESS = 12           # steps to a matrix's root mean square
 COUNT = 24              # what each integer adds to its own frequency, which begins at 1
 
 
-def pack(model, fineness=FINENESS):
+def load(path):
+    """(GPT, SHA-256 of the text that it was trained on, or None), from a packed model or a checkpoint.  CheckpointError where
+    the file is missing, foreign or damaged."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return unpack(MAGIC + file.read())
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except OSError:
+        pass                                    # load_checkpoint says it better
+    checkpoint = load_checkpoint(path)
+    return checkpoint.model, checkpoint.run.get("text_sha256")
+
+
+def pack(model, text_sha256=None, fineness=FINENESS):
     """The packed model (bytes).  Matrices are rounded; vectors, which are few, are kept as they are."""
     described, whole, integers = [], [], []
     for name, parameter in model.parameters().items():
@@ -48,7 +65,7 @@ def pack(model, fineness=FINENESS):
         else:
             whole.append(data.astype("<f4").tobytes())
         described.append([name, step, largest])
-    description = json.dumps({"config": asdict(model.config), "arrays": described}).encode()
+    description = json.dumps({"config": asdict(model.config), "text_sha256": text_sha256, "arrays": described}).encode()
     state, out = start_encoding()
     for values in integers:
         out = _encode(state, out, values, int(np.abs(values).max()))
@@ -57,7 +74,7 @@ def pack(model, fineness=FINENESS):
 
 
 def unpack(file):
-    """The GPT in a packed model (bytes).  ValueError where it is damaged, cut off or something else."""
+    """(GPT, text_sha256) of a packed model (bytes).  ValueError where it is damaged, cut off or something else."""
     if not file.startswith(MAGIC):
         raise ValueError("this is not a packed model")
     rest = file[36:]
@@ -80,7 +97,7 @@ def unpack(file):
             np.multiply(_decode(state, code, data.size, largest).reshape(data.shape), np.float32(step), out=data)
     if overrun(state, code):
         raise ValueError("the packed model's code ends too early")
-    return model
+    return model, described["text_sha256"]
 
 
 @njit(cache=True)
@@ -123,13 +140,13 @@ def main(arguments=None):
     try:
         if not 0 < options.fineness <= 2 ** 12:
             raise ValueError(f"the fineness must be above 0 and at most 4096, but is {options.fineness}")
-        file = pack(load_checkpoint(options.model).model, options.fineness)
+        file = pack(*load(options.model), options.fineness)
         part = Path(f"{options.output}.{os.getpid()}.part")
         part.write_bytes(file)
         os.replace(part, options.output)
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"coder.packed: {error}") from None
-    print(f"{options.output}: {len(file):,} bytes, fingerprint {fingerprint(unpack(file))}")
+    print(f"{options.output}: {len(file):,} bytes, fingerprint {fingerprint(unpack(file)[0])}")
 
 
 if __name__ == "__main__":

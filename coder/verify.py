@@ -18,7 +18,7 @@ EXPECTED = {
     "online: code": "89db87d77dae17add32e9195c7176aa8929e5d2608e007439215f20e1c0d8e02",
     "online, primed: code": "59de404cea9aae2c9fe234cd899961c8f29d169f1ed826c84278568d82b82663",
     "fast: code": "83dc6a494c9f75d7f1c9eb288df5d6abb3260233c5c7db817751b53fcc800009",
-    "scratch: file": "b43ddfa2d033b342d0eded63db492eaa53146c1dfccb61d6b83874e721e10bc7",
+    "scratch: file": "0ab58e2d04cff2db41a34effaae4b43cf2b707d6f5ef09218a599c0615475052",
 }
 LICENSE = b"""\
 MIT License

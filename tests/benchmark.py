@@ -105,6 +105,17 @@ class NumPy:
         calls = [partial(self.matmul, a, b, np.empty((len(a), b.shape[1]), np.float32)) for a, b in pairs]
         return calls, [call()[0, :4] for call in calls]
 
+    def functions(self):
+        """What the rules do not leave to a library: softmax, a sum of squares, random numbers."""
+        x = operands("x W", 768, 256, 1)[0]
+        generator = np.random.Generator(np.random.Philox(1))
+
+        def softmax():
+            e = np.exp(x - x.max(1, keepdims=True))
+            return e / e.sum(1, keepdims=True)
+        calls = [softmax, lambda: np.dot(x.reshape(-1), x.reshape(-1)), lambda: generator.random(x.size, np.float32)]
+        return calls, [softmax()[0, 0], calls[1]() / x.size]
+
     def memory(self, shape, form, weights, tiny_weights):
         """Bytes that training adds at its peak, or NaN where the system does not tell."""
         def status(name):
@@ -127,6 +138,18 @@ class Ours(NumPy):
         from minigpt import model, optimizer
         from minigpt.kernels.matmul import matmul
         self.model, self.optimizer, self.matmul = model, optimizer, matmul
+
+    def functions(self):
+        from minigpt import rng
+        from minigpt.kernels import rows
+        x = operands("x W", 768, 256, 1)[0]
+        targets, probabilities, losses = np.zeros(len(x), np.int64), np.empty_like(x), np.empty(len(x), np.float32)
+
+        def softmax():
+            rows.cross_entropy_forward(x, targets, probabilities, losses)
+        calls = [softmax, lambda: rows.sum_of_squares(x), lambda: rng.uniform(1, "benchmark", 0, x.size)]
+        softmax()
+        return calls, [probabilities[0, 0], calls[1]() / x.size]
 
     def gpt(self, shape, form):
         return self.model.GPT(self.model.GPTConfig(**settings(shape, form)), seed=1)
@@ -362,6 +385,14 @@ class Benchmark:
             ours, theirs, limit = self.measure(len(sizes), self.ours, self.numpy, seconds=self.options.seconds / 10)
             for (layout, N, K, M), *times in zip(sizes, ours, theirs):
                 row(f"{layout:6}  {N:4} {K:4} {M:4}", *times, 0.95, 2 * N * K * M, limit)
+
+    def rules(self):
+        """what else the rules take from the library, against NumPy"""
+        head("768 x 256 numbers", "NumPy")
+        self.make((self.ours, self.numpy), "functions")
+        ours, theirs, _ = self.measure(3, self.ours, self.numpy)
+        for name, *times in zip(("softmax of each row (ours: and its loss)", "sum of squares", "random numbers, Philox"), ours, theirs):
+            row(name, *times, None)
 
     def train(self):
         """training steps: forward, loss, backward, AdamW"""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coder import __main__ as command_line
-from coder import codec
+from coder import codec, packed
 from coder.compressor import compress, short_fingerprint
 from coder.container import read
 from coder.verify import LICENSE
@@ -25,6 +25,7 @@ from tests.golden_coder import TINY, taught
 
 TEXT = 2 * LICENSE
 MODEL = Path("out/model.safetensors")
+SHORT = b"Good morrow, cousin. What news? The king is dead, my lord."
 modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
 
 
@@ -291,17 +292,47 @@ def test_model_names_the_model():
     assert Path("text").read_bytes() == LICENSE
 
 
-def test_no_model_to_compress_with_is_one_sentence():
+def test_where_no_model_was_trained_the_one_that_comes_with_us_compresses_and_is_found_again():
     MODEL.unlink()
-    said = says("compress", "text")
-    assert "train" in said and "--model" in said and "--mode scratch" in said
+    Path("text").write_bytes(SHORT)
+    coder("compress", "text")
+    assert header("text.mgz").mode == "static"
+    assert header("text.mgz").fingerprint == short_fingerprint(packed.load(packed.SHIPPED)[0])
+    Path("text").unlink()
+    coder("decompress", "text.mgz")
+    assert Path("text").read_bytes() == SHORT
 
 
-def test_no_model_to_decompress_with_names_the_one_that_is_needed():
+def test_the_one_that_comes_with_us_is_found_where_others_were_trained():
+    Path("text").write_bytes(SHORT)
+    coder("compress", "text", "--model", packed.SHIPPED)
+    coder("decompress", "text.mgz", "-o", "again")
+    assert MODEL.exists() and Path("again").read_bytes() == SHORT
+
+
+def test_a_packed_model_can_be_named():
+    Path("packed").write_bytes(packed.pack(taught()))
+    MODEL.unlink()
+    coder("compress", "text", "--model", "packed")
+    coder("decompress", "text.mgz", "-f", "--model", "packed")
+    assert Path("text").read_bytes() == LICENSE
+
+
+def test_a_damaged_packed_model_is_one_sentence(untouched):
+    file = packed.pack(taught())
+    Path("packed").write_bytes(file[:-1])
+    untouched()
+    assert "packed cannot be read" in says("compress", "text", "--model", "packed")
+
+
+def test_a_file_of_an_unknown_model_names_the_one_it_needs_and_the_one_that_comes_with_us():
     coder("compress", "text")
     MODEL.unlink()
+    before = contents()
     said = says("decompress", "text.mgz", "-f")
-    assert name_of(taught()) in said and "--model" in said
+    shipped = name_of(packed.load(packed.SHIPPED)[0])
+    assert f"needs the model {name_of(taught())}, but {packed.SHIPPED} is {shipped}: " in said and "--model" in said
+    assert contents() == before
 
 
 @pytest.mark.parametrize("words", [[], ["--model", MODEL]])

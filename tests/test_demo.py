@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compress_demo
-from coder import baselines, codec, report
+from coder import __main__ as command_line
+from coder import baselines, codec, packed, report
 from coder.compressor import compress
 from coder.container import CoderError, read
 from coder.intervals import bits, decode, interval
 from minigpt import corpus
-from minigpt.checkpoint import save_checkpoint
+from minigpt.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import OptimizerConfig
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
@@ -32,6 +33,7 @@ from minigpt.trainer import TrainConfig, Trainer
 
 CONFIG = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
 TEXT = "".join(f'<b>KING &amp; {i} "Romeos"</b>: naïve “news” 多少\n' for i in range(60)).encode()
+SHORT = b"Good morrow, cousin. What news? The king is dead, my lord."
 ODD = b"a\xffb \xe2\x80 \x1b[31m\r\n\ttab \xc2\x85 " + "é多\U0001f600\u202e".encode() + b"<script>alert('&')</script>"
 
 
@@ -57,7 +59,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return compress_demo.load_checkpoint(trained / "run/model.safetensors").model
+    return load_checkpoint(trained / "run/model.safetensors").model
 
 
 def demo(folder, *options):
@@ -130,7 +132,7 @@ def test_each_row_has_the_sizes_of_the_real_functions(name, said, model):
 @pytest.mark.parametrize("name, module", [("zstd -22", "zstandard"), ("brotli -11", "brotli")])
 def test_what_is_not_in_the_standard_library_has_a_row_where_it_is_installed(name, module, model):
     pytest.importorskip(module)
-    method = next(m for m in compress_demo.methods(model) if m.name == name)
+    method = next(m for m in compress_demo.methods(model, 1) if m.name == name)
     assert method.decompress(method.compress(TEXT), len(TEXT)) == TEXT
     assert len(method.compress(TEXT)) < len(gzip.compress(TEXT, 9))
 
@@ -138,13 +140,13 @@ def test_what_is_not_in_the_standard_library_has_a_row_where_it_is_installed(nam
 def test_it_works_where_they_are_not_installed(monkeypatch):
     for module in ("compression.zstd", "zstandard", "brotli"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert [m.name for m in compress_demo.methods(None)] == ["gzip -9", "bzip2 -9", "xz -9e", "order 0", "order 2", "fast",
-                                                             "GPT scratch"]
+    assert [m.name for m in compress_demo.methods(None, 1)] == [
+        "gzip -9", "bzip2 -9", "xz -9e", "order 0", "order 2", "fast", "GPT scratch", "GPT static", "GPT online"]
 
 
 @pytest.mark.parametrize("data", [b"x", TEXT[:400], ODD * 3], ids=["one byte", "text", "odd"])
 def test_every_method_gives_every_text_back(data, model):
-    for method in compress_demo.methods(model):
+    for method in compress_demo.methods(model, 1):
         assert method.decompress(method.compress(data), len(data)) == data
 
 
@@ -207,7 +209,7 @@ def test_ideal_and_written_are_what_they_are_called(said, model):
 
 def test_what_is_stored_is_not_called_code(model, capsys):
     data = compress_demo.noise(600)
-    compress_demo.ideal(report.costs(codec.static(model), data), compress(data, "static", model), "static")
+    compress_demo.ideal(report.costs(codec.static(model), data), compress(data, "static", model))
     said = capsys.readouterr().out
     assert "the file, stored as it is" in said and "the range coder wrote" not in said
 
@@ -450,13 +452,38 @@ def test_the_bar_has_always_one_length_and_something_in_it(a, b):
 
 # --- models and texts -------------------------------------------------------------------------------------------------
 
-def test_without_a_model_it_shows_scratch_alone_and_says_how_to_get_one(tmp_path):
-    (tmp_path / "text").write_bytes(TEXT[:500])
-    said = demo(tmp_path, "text")
-    assert "model: none below this folder" in said and "train_shakespeare.py trains one" in said
-    assert row(said, "GPT scratch") and "GPT static" not in said and "GPT online" not in said
-    assert "predicted by how often each byte stands in the text" in said
+def test_where_no_model_was_trained_it_takes_the_one_that_comes_with_it(tmp_path, model, monkeypatch):
+    shipped = tmp_path / "elsewhere/in/packed.gpt"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_bytes(packed.pack(model))
+    monkeypatch.setattr(command_line, "SHIPPED", shipped)
+    (tmp_path / "text").write_bytes(TEXT[:100])
+    said, size = demo(tmp_path, "text"), shipped.stat().st_size
+    assert f"model: {shipped}, 1 layers, width 16, windows of 16: " in said
+    assert f"model {size / 1e6:.1f} MB" in row(said, "GPT static")
+    code = len(compress(TEXT[:100], "static", packed.load(shipped)[0]))
+    assert list(map(number, account(said, "GPT static").split()[:2])) == [code, code + size]
     assert f"decoded by stretching    {compress_demo.SENTENCE.decode()}\n" in said
+
+
+def test_the_model_that_comes_with_it_is_known_by_its_path_size_and_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, size, trained_on = compress_demo.load(None)
+    assert capsys.readouterr().out.startswith(f"model: {packed.SHIPPED}, {model.config.n_layer} layers, ")
+    assert fingerprint(model) == fingerprint(packed.load(packed.SHIPPED)[0])
+    assert size == packed.SHIPPED.stat().st_size and trained_on == corpus.CORPORA["shakespeare"].sha256
+    method = next(m for m in compress_demo.methods(model, size) if m.name == "GPT static")
+    assert method.shared == f"model {size / 1e6:.1f} MB"
+    file = method.compress(SHORT)
+    assert method.decompress(file, len(SHORT)) == SHORT and len(file) < len(method.compress(SHORT[::-1]))
+
+
+def test_a_model_that_was_trained_here_comes_first(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    model, size, trained_on = compress_demo.load(None)
+    assert fingerprint(model) == fingerprint(load_checkpoint(trained / "run/model.safetensors").model)
+    assert size == sum(4 * parameter.data.size for parameter in model.parameters().values())
+    assert trained_on == compress_demo.hashlib.sha256(TEXT).hexdigest()
 
 
 def test_any_file_will_do(trained):
@@ -494,7 +521,7 @@ def test_where_none_is_cached_or_it_is_damaged_the_text_is_the_readme(cache):
 
 def test_of_a_file_that_the_model_was_trained_on_it_takes_the_part_for_validation(trained, tmp_path, capsys):
     (tmp_path / "text").write_bytes(TEXT)
-    _, trained_on = compress_demo.load(trained / "run/model.safetensors")
+    _, _, trained_on = compress_demo.load(trained / "run/model.safetensors")
     assert compress_demo.choose_text(options(file=tmp_path / "text"), trained_on)[1] == TEXT[len(TEXT) * 9 // 10:]
     (tmp_path / "text").write_bytes(TEXT + b"more")
     assert compress_demo.choose_text(options(file=tmp_path / "text"), trained_on)[1] == TEXT + b"more"

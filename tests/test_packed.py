@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coder import packed
-from minigpt.checkpoint import fingerprint, save_checkpoint
+from minigpt.checkpoint import CheckpointError, fingerprint, save_checkpoint
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer
 from tests.golden_coder import taught
@@ -17,6 +17,10 @@ def file():
     return packed.pack(taught())
 
 
+def unpacked(file):
+    return packed.unpack(file)[0]
+
+
 def arrays(model):
     return {name: parameter.data for name, parameter in model.parameters().items()}
 
@@ -24,7 +28,7 @@ def arrays(model):
 @pytest.mark.parametrize("fineness", [0.5, 3, 12, 200])
 def test_matrices_are_rounded_to_a_step_and_vectors_kept(fineness):
     model = GPT(SMALL, seed=3)
-    found, given = arrays(packed.unpack(packed.pack(model, fineness))), arrays(model)
+    found, given = arrays(unpacked(packed.pack(model, fineness=fineness))), arrays(model)
     assert list(found) == list(given)
     for name, array in given.items():
         if array.ndim == 1 or not array.any():
@@ -37,16 +41,16 @@ def test_matrices_are_rounded_to_a_step_and_vectors_kept(fineness):
 
 
 def test_a_packed_model_packs_to_itself(file):
-    once = packed.unpack(file)
+    once = unpacked(file)
     integers = {name: len(np.unique(array)) for name, array in arrays(once).items() if array.ndim == 2}
-    assert packed.unpack(file).config == taught().config and fingerprint(packed.unpack(file)) == fingerprint(once)
+    assert unpacked(file).config == taught().config and fingerprint(unpacked(file)) == fingerprint(once)
     assert min(integers.values()) > 8
 
 
 def test_the_size_is_that_of_the_entropy(file):
     given = arrays(taught())
     bits = sum(4 * 8 * array.size for array in given.values() if array.ndim == 1)
-    for name, array in arrays(packed.unpack(file)).items():
+    for name, array in arrays(unpacked(file)).items():
         if array.ndim == 2:
             share = np.unique(array, return_counts=True)[1] / array.size
             bits -= array.size * (share * np.log2(share)).sum()
@@ -66,8 +70,29 @@ def test_command_line(tmp_path, capsys):
     save_checkpoint(tmp_path / "model", taught(), ByteTokenizer())
     packed.main([str(tmp_path / "model"), str(tmp_path / "packed")])
     file = (tmp_path / "packed").read_bytes()
-    assert f"{len(file):,} bytes, fingerprint {fingerprint(packed.unpack(file))}" in capsys.readouterr().out
+    assert f"{len(file):,} bytes, fingerprint {fingerprint(unpacked(file))}" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "packed"]
+
+
+def test_load_takes_both_kinds_of_file(file, tmp_path):
+    save_checkpoint(tmp_path / "model", taught(), ByteTokenizer(), {"text_sha256": "12ab"})
+    (tmp_path / "packed").write_bytes(packed.pack(taught(), "12ab"))
+    for name, given in (("model", taught()), ("packed", unpacked(file))):
+        model, text_sha256 = packed.load(tmp_path / name)
+        assert fingerprint(model) == fingerprint(given) and text_sha256 == "12ab"
+
+
+@pytest.mark.parametrize("content, said", [(packed.MAGIC + bytes(99), "damaged"), (b"something else", "whole safetensors"), (None, "no model")])
+def test_load_says_what_is_wrong(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "model").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        packed.load(tmp_path / "model")
+
+
+def test_the_shipped_model_is_whole_and_small():
+    model, _ = packed.load(packed.SHIPPED)
+    assert packed.SHIPPED.stat().st_size < 4e6 and model.config.vocab_size == 256
 
 
 @pytest.mark.parametrize("arguments", [["missing", "out"], ["model", "out", "--fineness", "0"], ["model", "no/folder"]])
