@@ -524,7 +524,7 @@ def megabytes(size):
 
 
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "train", "forward", "cached", "coder", "memory", "startup",
-                                                     "optimizer", "scaling")}
+                                                     "optimizer", "rules", "scaling")}
 
 
 def main():
