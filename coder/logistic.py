@@ -32,7 +32,8 @@ def _tables():
     In decimals with 30 digits, of which 12000 multiplications leave 25: a float's exp has other last bits elsewhere.
     """
     squash, between = np.empty(2 * LIMIT + 1, np.int32), np.empty(2 * LIMIT, np.int64)
-    with localcontext(prec=30):
+    with localcontext() as context:
+        context.prec = 30
         odds, half = (Decimal(-LIMIT) / 256).exp(), (Decimal(1) / 512).exp()
         for i in range(2 * LIMIT + 1):
             squash[i] = round(ONE * odds / (1 + odds))
