@@ -25,13 +25,13 @@ MAP_LIMIT = 255
 
 # A stream's fields, uint64.  What words and lines are is for text; to other data they are contexts like any other.
 (HISTORY,                           # the last 8 bytes
- WORD, WORD_1, WORD_2, WORD_3,      # hashes of the word so far (letters, in lower case; 0: none), and of those before
+ WORD, WORD_1, WORD_2,              # hashes of the word so far (letters, in lower case; 0: none), and of those before
  WORD_LENGTH, LETTERS,              # of the word so far; the last 8 letters of words, a 0 between two words
  MARK,                              # the last byte that is neither a small letter nor a space
  LINE, LINE_1, FIRST,               # where the line began, and the one before; the first byte of the line
  FOUND, LENGTH,                     # of a match: where in the text the byte stands that it expects, and how long it is
- FOUND_1, LENGTH_1) = range(15)     # of a second one
-FIELDS = 15
+ FOUND_1, LENGTH_1) = range(14)     # of a second one
+FIELDS = 14
 MATCHES = 2
 LEAST = np.array([8, 5])            # bytes that must be alike for a match to begin
 LONGEST_CHECK = 40                  # bytes that are compared when it does
@@ -110,7 +110,7 @@ def remember(stream, text, place, recent, byte):
         stream[WORD_LENGTH] = min(stream[WORD_LENGTH] + ONE_64, BYTE)
         stream[LETTERS] = stream[LETTERS] << np.uint64(8) | np.uint64(letter)
     elif stream[WORD]:
-        stream[WORD_3], stream[WORD_2], stream[WORD_1] = stream[WORD_2], stream[WORD_1], stream[WORD]
+        stream[WORD_2], stream[WORD_1] = stream[WORD_1], stream[WORD]
         stream[WORD], stream[WORD_LENGTH], stream[LETTERS] = np.uint64(0), np.uint64(0), stream[LETTERS] << np.uint64(8)
     if byte != 32 and not small:
         stream[MARK] = np.uint64(byte)
