@@ -3,9 +3,8 @@
 from functools import partial
 
 import numpy as np
-from numba import get_num_threads
 
-from .kernels import attention, elementwise, step
+from .kernels import attention, elementwise
 from .layers import Dropout, Layer, LayerNorm, Linear, RMSNorm
 
 
@@ -117,25 +116,19 @@ class Attention(Layer):
         dx = self.query.backward(dq)
         return self.value.backward(dv, self.key.backward(dk, dx))
 
-    def arrays(self):
-        """What `block_step` needs of this layer."""
-        gains = (self.query_norm.gain.data, self.key_norm.gain.data) if self.query_norm else None
-        rotary = (self._rotary.cosine, self._rotary.sine) if self._rotary else None
-        return (self.query.arrays(), self.key.arrays(), self.value.arrays(), gains, rotary, self.projection.arrays())
-
 
 class FeedForward(Layer):
     """y = act(x W1) W2, with 4 C channels between."""
 
     ACTIVATIONS = {
-        "relu": (elementwise.relu_forward, elementwise.relu_backward, step.RELU),
-        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward, step.GELU),
-        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward, step.SQUARED_RELU),
+        "relu": (elementwise.relu_forward, elementwise.relu_backward),
+        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward),
+        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward),
     }
 
     def __init__(self, config, std, std_out):
         super().__init__()
-        self.activate, self.activate_backward, self.activation = self.ACTIVATIONS[config.activation]
+        self.activate, self.activate_backward = self.ACTIVATIONS[config.activation]
         self.expand = Linear(config.n_embd, 4 * config.n_embd, config.bias, std)
         self.contract = Linear(4 * config.n_embd, config.n_embd, config.bias, std_out)
 
@@ -153,10 +146,6 @@ class FeedForward(Layer):
         dhidden = self.contract.backward(dy)
         self.activate_backward(dhidden, self.hidden, dhidden)
         return self.expand.backward(dhidden)
-
-    def arrays(self):
-        """What `block_step` needs of this layer."""
-        return self.expand.arrays(), self.activation, self.contract.arrays()
 
 
 class Residual(Layer):
@@ -190,12 +179,12 @@ class Block(Layer):
 
     def __init__(self, config, rotary, name):
         super().__init__()
-        C, self.norm_first = config.n_embd, config.norm_order == "first"
+        C, norm_first = config.n_embd, config.norm_order == "first"
         std, std_out = 0.5 / np.sqrt(C), 0.5 / (np.sqrt(C) * np.sqrt(config.n_layer))
 
         def residual(sublayer, part):
             norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-            return Residual(sublayer, norm, self.norm_first, Dropout(config.dropout, f"dropout {name}.{part}"))
+            return Residual(sublayer, norm, norm_first, Dropout(config.dropout, f"dropout {name}.{part}"))
 
         self.attention = residual(Attention(config, rotary, std, std_out), "attention")
         self.feed_forward = residual(FeedForward(config, std, std_out / 2), "feed_forward")
@@ -206,10 +195,3 @@ class Block(Layer):
 
     def backward(self, dy):
         return self.attention.backward(self.feed_forward.backward(dy))
-
-    def step(self, x, cache, layer):
-        """x (S, C), one more token of each sequence, becomes the rows that `forward` would give it, bit for bit."""
-        attention, feed_forward = self.attention, self.feed_forward
-        step.block_step(x, get_num_threads(), self.norm_first, attention.norm.arrays(), *attention.sublayer.arrays(),
-                        feed_forward.norm.arrays(), *feed_forward.sublayer.arrays(), cache.keys[layer], cache.values[layer],
-                        cache.position, attention.sublayer.scale)

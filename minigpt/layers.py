@@ -87,9 +87,6 @@ class Linear(Layer):
         self.weight = Parameter((n_in, n_out), std)
         self.bias = Parameter((n_out,)) if bias else None
 
-    def arrays(self):
-        return self.weight.data, self.bias.data if self.bias else None
-
     def forward(self, x, passing=False):
         """`passing` says that y is used up at once, and needed by no other layer's backward."""
         self.x = x
@@ -118,13 +115,10 @@ class LayerNorm(Layer):
         self.bias = Parameter((n,)) if bias else None
         self._no_bias = np.zeros((2, n), np.float32)
 
-    def arrays(self):
-        return self.gain.data, self.bias.data if self.bias else self._no_bias[0]
-
     def forward(self, x):
         self.x, self.mean, self.rstd = x, self.kept("mean", len(x)), self.kept("rstd", len(x))
         y = self.kept("y", *x.shape)
-        rows.layer_norm_forward(x, *self.arrays(), y, self.mean, self.rstd)
+        rows.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._no_bias[0], y, self.mean, self.rstd)
         return y
 
     def backward(self, dy):
@@ -139,9 +133,6 @@ class RMSNorm(Layer):
     def __init__(self, n):
         super().__init__()
         self.gain = Parameter((n,), value=1.0)
-
-    def arrays(self):
-        return self.gain.data, None
 
     def forward(self, x):
         self.x, self.rstd = x, self.kept("rstd", len(x))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .blocks import Block, Cache, Rotary
-from .kernels import threads_for
+from .kernels import get_num_threads, threads_for
+from .kernels.step import ACTIVATIONS, step
 from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 CHOICES = {
@@ -77,6 +78,7 @@ class GPT(Layer):
         self.norm = norm if config.norm_order == "first" else None       # norm last has just normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
+        self._network = self._arrays(rotary)
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -164,13 +166,41 @@ class GPT(Layer):
         self._check(ids, 1, cache)
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
+        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
         with self._threads(ids):
-            x = self.tokens.forward(ids.astype(np.int64))                       # (S, C)
-            if self.positions:
-                x += self.positions.weight.data[cache.position]
-            for layer, block in enumerate(self.blocks):
-                block.step(x, cache, layer)
-            if self.norm:
-                x = self.norm.forward(x)
-            cache.position += 1
-            return self.head.forward(x).copy()
+            step(ids.astype(np.int64), *self._network, cache.keys, cache.values, cache.position, get_num_threads(), logits)
+        cache.position += 1
+        return logits
+
+    def _arrays(self, rotary):
+        """The network as the kernel `step` takes it.  The arrays stay where they are, whatever training writes in them."""
+        c, stacks = self.config, _stack(self.blocks)
+        if self.norm:
+            stacks.update(_stack([self.norm], "last."))
+        zeros = np.zeros((c.n_layer, c.n_embd), np.float32) if c.norm == "layer" else None
+
+        def linear(name):
+            return stacks[f"{name}.weight"], stacks.get(f"{name}.bias")
+
+        def norm(name):
+            return stacks[f"{name}.gain"], stacks.get(f"{name}.bias", zeros)
+
+        query_norm, key_norm = ((stacks[f"attention.{name}.gain"], None) if c.qk_norm else None
+                                for name in ("query_norm", "key_norm"))
+        return ((self.tokens.weight.data, self.positions and self.positions.weight.data), c.norm_order == "first",
+                norm("attention.norm"), linear("attention.query"), linear("attention.key"), linear("attention.value"),
+                query_norm, key_norm, rotary and (rotary.cosine, rotary.sine), self.blocks[0].attention.sublayer.scale,
+                linear("attention.projection"), norm("feed_forward.norm"), linear("feed_forward.expand"),
+                ACTIVATIONS[c.activation], linear("feed_forward.contract"),
+                norm("last") if self.norm else None, self.tokens.weight.data.T if c.tied else self.head.weight.data)
+
+
+def _stack(layers, prefix=""):
+    """Move the parameters of layers of the same form into arrays with the layer's number in front: name -> array."""
+    stacks = {}
+    for name in layers[0].parameters():
+        parameters = [layer.parameters()[name] for layer in layers]
+        stacks[prefix + name] = np.stack([parameter.data for parameter in parameters])
+        for parameter, data in zip(parameters, stacks[prefix + name]):
+            parameter.data = data
+    return stacks

@@ -15,6 +15,8 @@ moves whole chains around without touching the inside of one:
       └────┘  ░░
 
 The tile's shape follows the processor's registers: 8 x 32 floats where there are 32 registers of 16, otherwise 6 x 16.
+Two other shapes are for what it does not suit: a narrow one for the last columns, and a flat one for a single row, which
+would leave most of the registers empty.
 """
 
 import numpy as np
@@ -28,17 +30,18 @@ from .lanes import LANES, broadcast, fused, load, store
 
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
 ROWS, VECTORS = (8, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 1)
-WIDTH = VECTORS * LANES      # columns of a tile
+WIDTH = VECTORS * LANES      # columns of a tile,
+FLAT = 4 * WIDTH             # and of one with a single row
 DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 32 KiB at most
 FLOAT = 4                    # bytes
 
 
-def _make_tile(rows):
-    """The innermost loop: c (rows, WIDTH) = or += a (rows, depth) @ b (depth, WIDTH), with c held in registers.
+def _make_tile(rows, width):
+    """The innermost loop: c (rows, width) = or += a (rows, depth) @ b (depth, width), with c held in registers.
 
     a, b and c are addresses and the strides are in bytes, so that this is compiled once, whatever the arrays are.
     """
-    vector = ir.VectorType(ir.FloatType(), LANES)
+    vector, vectors = ir.VectorType(ir.FloatType(), LANES), width // LANES
 
     @intrinsic
     def tile(typing, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
@@ -53,7 +56,7 @@ def _make_tile(rows):
                 memory_operation.align = FLOAT
                 return memory_operation
 
-            tiles = [(r, v) for r in range(rows) for v in range(VECTORS)]
+            tiles = [(r, v) for r in range(rows) for v in range(vectors)]
             outputs = {(r, v): address(c, c_row, r, v * LANES * FLOAT, vector) for r, v in tiles}
             sums = {t: cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for t in tiles}
             with builder.if_then(accumulate):
@@ -61,7 +64,7 @@ def _make_tile(rows):
                     builder.store(unaligned(builder.load(outputs[t])), sums[t])
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b, b_step, loop.index, v * LANES * FLOAT, vector)))
-                           for v in range(VECTORS)]
+                           for v in range(vectors)]
                 a_column = builder.add(a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
@@ -78,20 +81,21 @@ def _make_tile(rows):
     return compiled
 
 
-_tile = _make_tile(ROWS)
-_tile_of_one_row = _make_tile(1)
+_tile = _make_tile(ROWS, WIDTH)
+_narrow_tile = _make_tile(ROWS, LANES)
+_row_tile = _make_tile(1, WIDTH)
+_flat_tile = _make_tile(1, FLAT)
 
 
 @njit
 def _pack(b, panel):
     """Copy b (depth, columns <= WIDTH) to rows of WIDTH floats, zeros behind the last column."""
     depth, columns = b.shape
+    if columns < WIDTH:
+        panel[:depth * WIDTH] = np.float32(0)
     for j in range(columns):
         for k in range(depth):
             panel[k * WIDTH + j] = b[k, j]
-    for j in range(columns, WIDTH):
-        for k in range(depth):
-            panel[k * WIDTH + j] = np.float32(0)
 
 
 @njit
@@ -114,12 +118,19 @@ def _pack_rows(b, panel):
 def product(a, b, out, accumulate):
     """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
     (N, K), M = a.shape, b.shape[1]
+    flat = M // FLAT * FLAT if N < ROWS and b.strides[1] == FLOAT else 0
+    for j0 in range(0, flat, FLAT):                  # too few rows to fill a tile, or to pay for copies
+        for i in range(N):
+            _flat_tile(a.ctypes.data + i * a.strides[0], a.strides[0], a.strides[1], b.ctypes.data + j0 * FLOAT, b.strides[0],
+                       out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0], K, accumulate)
+    if flat == M:
+        return
     panel = np.empty(DEPTH * WIDTH, np.float32)
     edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
     for k0 in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k0)
         resume = accumulate or k0 > 0
-        for j0 in range(0, M, WIDTH):
+        for j0 in range(flat, M, WIDTH):
             columns = min(WIDTH, M - j0)
             stretch = b[k0:k0 + depth, j0:j0 + columns]
             rows_are_contiguous = columns == WIDTH and stretch.strides[1] == FLOAT
@@ -138,10 +149,12 @@ def product(a, b, out, accumulate):
                 if columns < WIDTH:
                     _copy(out[i:i + rows, j0:j0 + columns], edge[:rows, :columns])
                     target, target_row = np.int64(edge.ctypes.data), WIDTH * FLOAT      # int64 like the other address
-                if rows == ROWS:
+                if rows == ROWS and columns > LANES:
                     _tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
+                elif rows == ROWS:
+                    _narrow_tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
                 else:
-                    _tile_of_one_row(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
+                    _row_tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
                 if columns < WIDTH:
                     _copy(edge[:rows, :columns], out[i:i + rows, j0:j0 + columns])
                 i += rows

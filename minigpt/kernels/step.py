@@ -1,8 +1,8 @@
-"""One more token of each sequence through a whole block, when there are few rows: the forward passes of blocks.py again.
+"""One more token of each sequence through the whole network, when there are few rows: the forward pass again.
 
 A kernel at a time, a token would spend most of its time between the kernels.  But as no row knows of another one's,
-each thread can take some rows the whole way, and nobody waits for anybody.  Every row goes through the same functions
-as in the kernels for whole windows, in the same order; so it has the same bits.
+each thread can take some rows all the way to their logits, and nobody waits for anybody.  Every row goes through the
+same functions as in the kernels for whole windows, in the same order; so it has the same bits.
 """
 
 import numpy as np
@@ -14,90 +14,126 @@ from .lanes import LANES, load_part, store_part
 from .matmul import product
 from .rows import ZERO, layer_norm_row, rms_norm_row
 
-RELU, GELU, SQUARED_RELU = range(3)
+ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
+RELU, GELU, _ = ACTIVATIONS.values()
 
 
 @njit(parallel=True, cache=True)
-def block_step(x, threads, norm_first, norm1, query, key, value, qk_gains, rotary, projection, norm2, expand, activation,
-               contract, keys, values, position, scale):
-    """x (S, C) becomes the block's output.  A norm is (gain, bias), a linear layer (weight, bias), with None for no bias;
-    qk_gains (query's, key's) and rotary (cosine, sine) are None where there are none; activation is one of the three above;
-    keys and values are the cache's (see `attend_one`), for this block.
+def step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2, expand,
+         activation, contract, norm3, head, keys, values, position, threads, logits):
+    """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
+
+    embeddings are the tokens' and the positions' (or None).  A norm is (gains, biases), a linear layer (weights, biases),
+    arrays with the block's number in front, and None for what there is not; rotary is (cosine, sine) or None; norm3 comes
+    before the head; activation is a number of ACTIVATIONS; keys and values (n_layer, ...) are the cache's (see `attend_one`).
     """
-    rows = (x.shape[0] + threads - 1) // threads
+    rows = (len(ids) + threads - 1) // threads
     for task in prange(threads):
-        i, j = min(task * rows, x.shape[0]), min((task + 1) * rows, x.shape[0])
+        i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
         if i < j:
-            _block(x[i:j], norm_first, norm1, query, key, value, qk_gains, rotary, projection, norm2, expand, activation,
-                   contract, keys[i:j], values[i:j], position, scale)
+            _step(ids[i:j], embeddings, norm_first, norm1, (query, key, value, query_norm, key_norm, rotary, scale, projection),
+                  norm2, (expand, activation, contract), norm3, head, keys[:, i:j], values[:, i:j], position, logits[i:j])
 
 
 @njit
-def _block(x, norm_first, norm1, query, key, value, qk_gains, rotary, projection, norm2, expand, activation, contract,
-           keys, values, position, scale):
-    y = _norm(x, norm1[0], norm1[1]) if norm_first else x
-    y = _attention(y, query, key, value, qk_gains, rotary, keys, values, position, scale)
-    _add(x, _linear(y, projection[0], projection[1]))
-    if not norm_first:
-        _copy(_norm(x, norm1[0], norm1[1]), x)
-    y = _norm(x, norm2[0], norm2[1]) if norm_first else x
-    y = _activate(_linear(y, expand[0], expand[1]), activation)
-    _add(x, _linear(y, contract[0], contract[1]))
-    if not norm_first:
-        _copy(_norm(x, norm2[0], norm2[1]), x)
+def _step(ids, embeddings, norm_first, norm1, attention, norm2, feed_forward, norm3, head, keys, values, position, logits):
+    x = _embed(ids, position, embeddings[0], embeddings[1])
+    for n in range(len(keys)):
+        y = _norm(x, norm1, n) if norm_first else x
+        _add(x, _attention(y, attention, n, keys[n], values[n], position))
+        if not norm_first:
+            x = _norm(x, norm1, n)
+        y = _norm(x, norm2, n) if norm_first else x
+        _add(x, _feed_forward(y, feed_forward, n))
+        if not norm_first:
+            x = _norm(x, norm2, n)
+    product(_norm(x, norm3, 0), head, logits, False)
 
 
 @njit
-def _attention(x, query, key, value, qk_gains, rotary, keys, values, position, scale):
-    q, k, v = _linear(x, query[0], query[1]), _linear(x, key[0], key[1]), _linear(x, value[0], value[1])
-    out = np.empty_like(x)
+def _embed(ids, position, tokens, positions):
+    x = np.empty((len(ids), tokens.shape[1]), np.float32)
+    for i in range(len(ids)):
+        for c in range(x.shape[1]):
+            x[i, c] = tokens[ids[i], c]
+            if positions is not None:
+                x[i, c] += positions[position, c]
+    return x
+
+
+@njit
+def _attention(x, layer, n, keys, values, position):
+    query, key, value, query_norm, key_norm, rotary, scale, projection = layer
     S, H, D, _ = keys.shape
-    if qk_gains is not None:
-        q = _norm(q.reshape(S * H, D), qk_gains[0], None).reshape(x.shape)
-        k = _norm(k.reshape(S * H, D), qk_gains[1], None).reshape(x.shape)
+    q = _norm(_linear(x, query, n).reshape(S * H, D), query_norm, n).reshape(x.shape)
+    k = _norm(_linear(x, key, n).reshape(S * H, D), key_norm, n).reshape(x.shape)
+    v, out = _linear(x, value, n), np.empty_like(x)
     for s in range(S):
-        if rotary is not None:
-            rotate_row(q, s, rotary[0], rotary[1], position, H, q)
-            rotate_row(k, s, rotary[0], rotary[1], position, H, k)
+        _rotate(q, s, rotary, position, H)
+        _rotate(k, s, rotary, position, H)
         for h in range(H):
             attend_one(q, k, v, keys, values, s, h, position, scale, out)
-    return out
+    return _linear(out, projection, n)
 
 
 @njit
-def _norm(x, gain, bias):
+def _rotate(x, s, rotary, position, heads):
+    if rotary is not None:
+        rotate_row(x, s, rotary[0], rotary[1], position, heads, x)
+
+
+@njit
+def _feed_forward(x, layer, n):
+    expand, activation, contract = layer
+    hidden = _linear(x, expand, n)
+    _activate(hidden, activation)
+    return _linear(hidden, contract, n)
+
+
+@njit
+def _norm(x, norm, n):
+    return x if norm is None else _norm_rows(x, norm[0][n], norm[1], n)
+
+
+@njit
+def _norm_rows(x, gain, biases, n):
     y = np.empty_like(x)
     for i in range(len(x)):
-        if bias is None:
+        if biases is None:
             rms_norm_row(x, i, gain, y)
         else:
-            layer_norm_row(x, i, gain, bias, y)
+            layer_norm_row(x, i, gain, biases[n], y)
     return y
 
 
 @njit
-def _linear(x, weight, bias):
+def _linear(x, layer, n):
+    weight = layer[0][n]
     y = np.empty((len(x), weight.shape[1]), np.float32)
     product(x, weight, y, False)
-    if bias is not None:
+    _add_biases(y, layer[1], n)
+    return y
+
+
+@njit
+def _add_biases(y, biases, n):
+    if biases is not None:
         for i in range(len(y)):
             for j in range(y.shape[1]):
-                y[i, j] += bias[j]
-    return y
+                y[i, j] += biases[n, j]
 
 
 @njit
 def _activate(x, activation):
     for i in range(0, x.size, LANES):
         lanes = load_part(x, i, x.size - i, ZERO)
-        if activation == SQUARED_RELU:
-            lanes = squared_relu(lanes)
+        if activation == RELU:
+            lanes = relu(lanes)
         elif activation == GELU:
             lanes = gelu(lanes)
         else:
-            lanes = relu(lanes)
+            lanes = squared_relu(lanes)
         store_part(x, i, x.size - i, lanes)
-    return x
 
 
 @njit
@@ -105,10 +141,3 @@ def _add(x, y):
     for i in range(len(x)):
         for j in range(x.shape[1]):
             x[i, j] += y[i, j]
-
-
-@njit
-def _copy(source, target):
-    for i in range(len(source)):
-        for j in range(source.shape[1]):
-            target[i, j] = source[i, j]
