@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .blocks import Block, Cache, Rotary
-from .kernels import get_num_threads, threads_for
+from .kernels import threads_for
 from .kernels.step import ACTIVATIONS, step
 from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
@@ -167,8 +167,8 @@ class GPT(Layer):
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
         logits = np.empty((len(ids), self.config.vocab_size), np.float32)
-        with self._threads(ids):
-            step(ids.astype(np.int64), *self._network, cache.keys, cache.values, cache.position, get_num_threads(), logits)
+        with self._threads(ids) as threads:
+            step(ids.astype(np.int64), *self._network, cache.keys, cache.values, cache.position, threads, logits)
         cache.position += 1
         return logits
 

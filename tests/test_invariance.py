@@ -118,6 +118,14 @@ def test_two_caches_in_turn_do_not_mix(model, ids, logits):
         assert same(model.step(ids[3:, t], two), logits[3:, t])
 
 
+def test_steps_see_what_training_did_to_the_weights(model, ids):
+    own = type(model)(model.config, seed=2)
+    before = steps(own, ids, own.new_cache(B))
+    train(own)
+    after = own.forward(ids)
+    assert not same(before, after) and same(steps(own, ids, own.new_cache(B)), after)
+
+
 # --- one call after another -------------------------------------------------------------------------------------------
 
 def use_otherwise(model):

@@ -17,7 +17,7 @@ from minigpt.kernels import elementwise, lanes, matmul as matmul_module, rows
 from minigpt.kernels.attention import BLOCK, attend_one, attention_backward, attention_forward
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
-from minigpt.kernels.matmul import DEPTH, ROWS, WIDTH, matmul
+from minigpt.kernels.matmul import DEPTH, FLAT, LOW, ROWS, WIDTH, matmul
 from minigpt.blocks import rotary_tables
 
 ROUNDING = 2.0 ** -24            # the largest relative error of one operation in binary32
@@ -293,7 +293,7 @@ def empty(a, b):
 
 EDGES = ((1, 1, 1), (1, 33, WIDTH), (ROWS, 16, WIDTH), (ROWS - 1, 7, WIDTH - 1), (ROWS + 1, 9, WIDTH + 1), (2 * ROWS, 5, 15),
          (2 * ROWS + 3, 17, 3 * WIDTH + 16), (3, DEPTH, 17), (ROWS, DEPTH - 1, 33), (ROWS + 1, DEPTH + 1, 2 * WIDTH),
-         (3 * ROWS, 2 * DEPTH + 5, WIDTH))
+         (3 * ROWS, 2 * DEPTH + 5, WIDTH), (1, 40, FLAT), (LOW + 1, DEPTH + 3, 2 * FLAT + WIDTH + 5), (2 * ROWS - 1, 33, FLAT))
 
 
 @pytest.mark.parametrize("shape", EDGES)

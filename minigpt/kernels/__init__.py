@@ -22,11 +22,11 @@ def threads_for(work):
     FloatingPointError where one of them does not compute as IEEE 754 says (see `check_arithmetic`).
     """
     threads = get_num_threads()
-    if work < LITTLE_WORK:
-        set_num_threads(1)
+    used = 1 if work < LITTLE_WORK else threads
+    set_num_threads(used)
     try:
-        check_arithmetic()
-        yield
+        check_arithmetic(used)
+        yield used
     finally:
         set_num_threads(threads)
 
@@ -37,9 +37,9 @@ def threads_for(work):
 _PROBES = np.array([2.0 ** -149, 2.0 ** -126, 1.0, 2.0 ** -24, 3 * 2.0 ** -24], np.float32)
 
 
-def check_arithmetic():
+def check_arithmetic(threads):
     """FloatingPointError where this thread, or one that computes for it, is not in the mode that IEEE 754 begins in."""
-    if not _standard(_PROBES) or get_num_threads() > 1 and not _standard_everywhere(_PROBES, get_num_threads()):
+    if not _standard(_PROBES) or threads > 1 and not _standard_everywhere(_PROBES, threads):
         raise FloatingPointError("something in this process has switched the processor to flush small numbers to zero, or to "
                                  "another rounding: results would not be the same as elsewhere (a library that was built with "
                                  "-ffast-math? torch.set_flush_denormal?)")

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, prange
 
 from .lanes import LANES, exp, fma, keep_first, lane_sum, load, load_part, splat, store
-from .matmul import product
+from .matmul import WIDTH, product
 from .rows import ONE, ZERO, softmax_row
 
 BLOCK = 24       # rows: a multiple of both tile heights
@@ -129,15 +129,10 @@ def attend_one(q, k, v, keys, values, s, h, position, scale, out):
     for d in range(D):
         keys[s, h, d, position] = k[s, h * D + d]
         values[s, h, position, d] = v[s, h * D + d]
-    count = position + 1
-    weights = np.empty(width, np.float32)
-    at = (s * keys.shape[1] + h) * D * width
-    for j in range(0, count, LANES):
-        score = splat(ZERO)
-        for d in range(D):
-            score = fma(splat(q[s, h * D + d]), load(keys, at + d * width + j), score)
-        store(weights, j, score)
+    count, whole = position + 1, min((position // WIDTH + 1) * WIDTH, width)        # whole tiles are faster
+    weights = np.empty((1, width), np.float32)
+    product(q[s:s + 1, h * D:(h + 1) * D], keys[s, h, :, :whole], weights[:, :whole], False)
     _, total = softmax_row(weights, 0, count, count, scale)
-    product(weights[:count].reshape(1, count), values[s, h, :count], out[s:s + 1, h * D:(h + 1) * D], False)
+    product(weights[:, :count], values[s, h, :count], out[s:s + 1, h * D:(h + 1) * D], False)
     for d in range(D):
         out[s, h * D + d] = (out[s, h * D + d] + ZERO) / total

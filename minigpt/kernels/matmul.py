@@ -15,8 +15,8 @@ moves whole chains around without touching the inside of one:
       └────┘  ░░
 
 The tile's shape follows the processor's registers: 8 x 32 floats where there are 32 registers of 16, otherwise 6 x 16.
-Two other shapes are for what it does not suit: a narrow one for the last columns, and a flat one for a single row, which
-would leave most of the registers empty.
+Other shapes are for what it does not suit: a narrow one for the last columns, low and flat ones for few rows.  Those read b
+where it lies, so they take long pieces of its rows at a time, as memory likes it.
 """
 
 import numpy as np
@@ -29,8 +29,9 @@ from numba.extending import intrinsic
 from .lanes import LANES, broadcast, fused, load, store
 
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
-ROWS, VECTORS = (8, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 1)
-WIDTH = VECTORS * LANES      # columns of a tile,
+ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
+WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows,
+BROAD = 2 * WIDTH            # of one with LOW rows,
 FLAT = 4 * WIDTH             # and of one with a single row
 DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 32 KiB at most
 FLOAT = 4                    # bytes
@@ -84,6 +85,7 @@ def _make_tile(rows, width):
 _tile = _make_tile(ROWS, WIDTH)
 _narrow_tile = _make_tile(ROWS, LANES)
 _row_tile = _make_tile(1, WIDTH)
+_low_tile = _make_tile(LOW, BROAD)
 _flat_tile = _make_tile(1, FLAT)
 
 
@@ -115,27 +117,44 @@ def _pack_rows(b, panel):
 
 
 @njit
+def _few_rows(a, b, out, accumulate):
+    """The same as `product` where rows of b (K, a multiple of FLAT) are contiguous: without a copy of b."""
+    (N, K), M = a.shape, b.shape[1]
+    for j0 in range(0, M, FLAT):
+        i = 0
+        while i < N:
+            rows, width = (LOW, BROAD) if i + LOW <= N else (1, FLAT)
+            left = a.ctypes.data + i * a.strides[0]
+            for j in range(j0, j0 + FLAT, width):
+                right, target = b.ctypes.data + j * FLOAT, out.ctypes.data + i * out.strides[0] + j * FLOAT
+                if rows == LOW:
+                    _low_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                else:
+                    _flat_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+            i += rows
+
+
+@njit
 def product(a, b, out, accumulate):
     """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
     (N, K), M = a.shape, b.shape[1]
-    flat = M // FLAT * FLAT if N < ROWS and b.strides[1] == FLOAT else 0
-    for j0 in range(0, flat, FLAT):                  # too few rows to fill a tile, or to pay for copies
-        for i in range(N):
-            _flat_tile(a.ctypes.data + i * a.strides[0], a.strides[0], a.strides[1], b.ctypes.data + j0 * FLOAT, b.strides[0],
-                       out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0], K, accumulate)
-    if flat == M:
+    few = N < 2 * ROWS and b.strides[1] == FLOAT            # too few rows to pay for a copy of b
+    done = M // FLAT * FLAT if few else 0
+    if done:
+        _few_rows(a, b[:, :done], out, accumulate)
+    if done == M:
         return
     panel = np.empty(DEPTH * WIDTH, np.float32)
     edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
     for k0 in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k0)
         resume = accumulate or k0 > 0
-        for j0 in range(flat, M, WIDTH):
+        for j0 in range(done, M, WIDTH):
             columns = min(WIDTH, M - j0)
             stretch = b[k0:k0 + depth, j0:j0 + columns]
             rows_are_contiguous = columns == WIDTH and stretch.strides[1] == FLOAT
             source, source_row = panel.ctypes.data, WIDTH * FLOAT
-            if rows_are_contiguous and N < 2 * ROWS:        # too few rows to pay for a copy
+            if rows_are_contiguous and few:
                 source, source_row = stretch.ctypes.data, stretch.strides[0]
             elif rows_are_contiguous:
                 _pack_rows(stretch, panel)
