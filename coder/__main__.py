@@ -14,7 +14,7 @@ from tqdm import tqdm
 from minigpt.checkpoint import CheckpointError
 
 from . import verify
-from .compressor import compress, decompress, salvage, short_fingerprint
+from .compressor import choose, compress, decompress, salvage, short_fingerprint
 from .container import CoderError, read
 from .packed import SHIPPED, load
 
@@ -72,9 +72,10 @@ def parse(arguments):
         return sub
 
     command(run_compress, "compress", "compress FILE").add_argument(
-        "--mode", choices=("static", "online", "scratch", "fast"), default="static",
-        help="static: the model as it is (default); online: it goes on learning from the file, and is mixed with what "
-             "contexts predict; scratch: the same without a model to begin with; fast: contexts alone")
+        "--mode", choices=("static", "online", "scratch", "fast"),
+        help="static: the model as it is; online: it goes on learning from the file, and is mixed with what contexts "
+             "predict; scratch: the same without a model to begin with; fast: contexts alone (default: static with --model, "
+             "fast with --prime, else whichever of the two makes less of the beginning of FILE)")
     command(run_decompress, "decompress", "decompress FILE").add_argument(
         "--salvage", action="store_true", help="of a damaged file, write what is intact and say what is missing")
     command(run_info, "info", "say what is in the compressed FILE")
@@ -88,10 +89,11 @@ def run_compress(options):
     target = output(options, options.file + SUFFIX)
     data = read_input(options.file)
     primer = read_primer(options)
-    model = load(options.model or candidates()[0])[0] if options.mode in ("static", "online") else None
+    mode = options.mode or ("static" if options.model else "fast" if options.prime else None)
+    model = load(options.model or candidates()[0])[0] if mode in ("static", "online", None) else None
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
-        file = compress(data, options.mode, model, progress, primer=primer)
+        file = compress(data, mode or choose(data, model), model, progress, primer=primer)
     write_output(options, target, file)
     report(options, len(data), len(file), start)
 

@@ -10,6 +10,7 @@ from .container import LARGEST_BLOCK, SMALLEST_BLOCK, CoderError, Header, read, 
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
+TRIAL = 2 ** 15
 NAMED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "norm", "norm_order", "position", "qk_norm",
          "tied", "vocab_size")         # what of the config decides how the weights are used; part of the format
 
@@ -23,6 +24,11 @@ def short_fingerprint(model):
 def primer_name(primer):
     """The 16 bytes by which a compressed file names its primer."""
     return hashlib.sha256(primer).digest()[:16]
+
+
+def choose(data, model):
+    """The mode for data (bytes) of which nobody knows more: static, or, where that makes more of the first 32 KiB, fast."""
+    return min(("static", "fast"), key=lambda mode: len(compress(data[:TRIAL], mode, model)))
 
 
 def compress(data, mode, model=None, progress=lambda count, taken: None, block_bits=BLOCK_BITS, primer=b""):

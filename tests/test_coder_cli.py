@@ -101,9 +101,16 @@ def test_the_input_is_kept():
     assert {"text", "text.mgz", "again"} < set(contents()) and Path("text").read_bytes() == LICENSE
 
 
-def test_static_is_the_default():
-    coder("compress", "text")
-    assert header("text.mgz").mode == "static"
+@pytest.mark.parametrize("data, words, mode", [
+    (LICENSE, [], "static"),                                        # the model has read it
+    (b"<p>%d</p>\n" * 40 % tuple(range(40)), [], "fast"),           # but nothing like this
+    (b"<p>%d</p>\n" * 40 % tuple(range(40)), ["--model", MODEL], "stored"),       # static, and to no use
+    (LICENSE, ["--prime", "text"], "fast"),
+])
+def test_the_mode_follows_the_file_and_what_else_is_named(data, words, mode):
+    Path("file").write_bytes(data)
+    coder("compress", "file", *words)
+    assert header("file.mgz").mode == mode
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe" * 300], ids=["empty", "one byte", "not text"])
