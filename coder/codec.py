@@ -21,13 +21,14 @@ from minigpt import rng
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
+from .ensemble import empty, members
 from .frequencies import to_frequencies
 from .mixing import Mixer, Mixing
 from .range_coder import Decoder, Encoder
 
 START = 10                  # what a stream is said to follow: a line break
 ROWS_AT_ONCE = 4096         # tokens that go through the model together when encoding; bounds the memory
-LEARN_STEPS = 2 ** 62       # online learning has no last step
+NO_END = 2 ** 62            # steps of an optimiser whose rates never fall
 CHUNK = 2 ** 16             # symbols between two calls of progress where there is no GPT
 
 # Part of the format: both sides must cut and learn alike.  More streams are faster, but each starts without a context, and
@@ -37,21 +38,22 @@ ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, w
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
 SCRATCH_REPLAYS = 3         # a text is short for a model that begins with nothing: it reads each window again, later
 SCRATCH_SEED = 1
-SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=0.0)
+SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=1.0)
+SPARE = 64                  # windows: with them the rates do not fall to 0, not even where a file is short and has few streams
 
 
 class Predictor:
     """A GPT that is asked for the next symbols' frequencies and told what they were; or none, and only a mixing model.
 
-    With an optimiser it goes on learning, from every window that is full, and then `replays` times from as many rows that have
-    passed at some time; the same calls on both sides leave the same model.
+    With `learning` it goes on learning, from every window that is full, and then `replays` times from as many rows that have
+    passed at some time, at rates that fall while about so many `windows` pass; the same calls on both sides leave the same model.
     """
 
-    def __init__(self, model, most_streams, learning=None, mixing=None, replays=0):
+    def __init__(self, model, most_streams, learning=None, mixing=None, replays=0, windows=NO_END):
         if model and model.config.vocab_size != 256:
             raise ValueError(f"the model must predict bytes (256 tokens), but it knows {model.config.vocab_size} tokens")
         self.model, self.most_streams, self.mixing = model, most_streams, mixing
-        self.optimizer = Optimizer(model, learning, LEARN_STEPS) if learning else None
+        self.optimizers = [Optimizer(member, learning, windows * (1 + replays)) for member in members(model)] if learning else []
         self.replays, self._past = replays, []
 
     def streams(self, size):
@@ -86,19 +88,20 @@ class Predictor:
 
     def told(self, inputs, targets):
         """A window has passed: its inputs (S, T) and what followed each of them.  Learn from it, if it is full."""
-        if not self.optimizer or inputs.shape[1] < self.model.config.block_size:
+        if not self.optimizers or inputs.shape[1] < self.model.config.block_size:
             return
         self._learn(inputs, targets)
         if self.replays:
             self._past += zip(inputs.astype(np.uint8), targets.astype(np.uint8))
         for _ in range(self.replays):
-            chosen = rng.integers(SCRATCH_SEED, "replay", self.optimizer.step_count, len(inputs), len(self._past))
+            chosen = rng.integers(SCRATCH_SEED, "replay", self.optimizers[0].step_count, len(inputs), len(self._past))
             self._learn(*(np.stack(rows).astype(np.int64) for rows in zip(*(self._past[i] for i in chosen))))
 
     def _learn(self, inputs, targets):
-        self.model.loss(inputs, targets)
-        self.model.backward()
-        self.optimizer.step()
+        for member, optimizer in zip(members(self.model), self.optimizers):
+            member.loss(inputs, targets)
+            member.backward()
+            optimizer.step()
 
 
 def static(model):
@@ -112,7 +115,7 @@ def online(model, size, primer=b""):
     primer: bytes that the mixing model learns from before; the GPT does not.
     """
     if model.config.vocab_size == 256:              # else Predictor refuses it
-        copy = GPT(model.config, seed=None)
+        copy = empty([member.config for member in members(model)])
         for name, parameter in model.parameters().items():
             copy.parameters()[name].data[...] = parameter.data
         model = copy
@@ -121,8 +124,9 @@ def online(model, size, primer=b""):
 
 def scratch(size, primer=b""):
     """Predict by mixing, with a GPT that knows nothing but its seed, and learns: nothing is shared but this program."""
-    mixing = primed(size, primer, MOST_STREAMS["scratch"], gpt=True)
-    return Predictor(GPT(SCRATCH, SCRATCH_SEED), MOST_STREAMS["scratch"], SCRATCH_LEARNING, mixing, SCRATCH_REPLAYS)
+    S, new = MOST_STREAMS["scratch"], SCRATCH.block_size // 2
+    return Predictor(GPT(SCRATCH, SCRATCH_SEED), S, SCRATCH_LEARNING, primed(size, primer, S, gpt=True), SCRATCH_REPLAYS,
+                     size // (S * new) + SPARE)
 
 
 def fast(size, primer=b""):

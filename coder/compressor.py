@@ -7,6 +7,7 @@ from minigpt.checkpoint import fingerprint
 
 from . import codec
 from .container import LARGEST_BLOCK, SMALLEST_BLOCK, CoderError, Header, read, write
+from .ensemble import members
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
@@ -17,7 +18,7 @@ NAMED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "nor
 
 def short_fingerprint(model):
     """The 16 bytes by which a compressed file names its model: its weights, and what the config says of their use."""
-    config = json.dumps({name: getattr(model.config, name) for name in NAMED})
+    config = " ".join(json.dumps({name: getattr(member.config, name) for name in NAMED}) for member in members(model))
     return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
 
 

@@ -1,13 +1,14 @@
-"""A model in a third of its size: weights rounded to multiples of a step, and those integers through our own range coder.
+"""A model in a fraction of its size: weights rounded to multiples of a step, and those integers through our own range coder.
 
-    python -m coder.packed out/model.safetensors coder/shakespeare.gpt          pack a trained model
+    python -m coder.packed out/model.safetensors packed.gpt             pack a trained model,
+    python -m coder.packed a/model.safetensors b/model.safetensors ab.gpt       or several, to be an ensemble
 
     offset  bytes   field
     0       4       magic: 89 4D 47 50
     4       32      SHA-256 of all that follows
     36      4       n: bytes of the description, unsigned, little-endian
-    40      n       description, JSON: the model's config, the SHA-256 of the text that it was trained on (or null), and
-                    [name, step, largest] of each array in its order
+    40      n       description, JSON: the config of the model, or of each of several, the SHA-256 of the text that it was
+                    trained on (or null), and [name, step, largest] of each array in its order
     40+n            the arrays with step 0 as they are (float32, little-endian), then one code for all others
 
 An array with a step is integers times that step: one multiplication of binary32 each, so the weights are exact, and the
@@ -27,8 +28,9 @@ from numba import njit
 
 from minigpt.checkpoint import CheckpointError, fingerprint, load_checkpoint
 from minigpt.kernels.rows import sum_of_squares
-from minigpt.model import GPT, GPTConfig
+from minigpt.model import GPTConfig
 
+from .ensemble import Ensemble, empty, members
 from .range_coder import (decode_symbol, decode_target, encode_symbol, finish_encoding, overrun, start_decoding,
                           start_encoding)
 
@@ -39,8 +41,8 @@ COUNT = 24              # what each integer adds to its own frequency, which beg
 
 
 def load(path):
-    """(GPT, SHA-256 of the text that it was trained on, or None), from a packed model or a checkpoint.  CheckpointError where
-    the file is missing, foreign or damaged."""
+    """(GPT or Ensemble, SHA-256 of the text that it was trained on, or None), from a packed model or a checkpoint.
+    CheckpointError where the file is missing, foreign or damaged."""
     try:
         with open(path, "rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
@@ -65,7 +67,8 @@ def pack(model, text_sha256=None, fineness=FINENESS):
         else:
             whole.append(data.astype("<f4").tobytes())
         described.append([name, step, largest])
-    description = json.dumps({"config": asdict(model.config), "text_sha256": text_sha256, "arrays": described}).encode()
+    description = json.dumps({"configs": [asdict(member.config) for member in members(model)], "text_sha256": text_sha256,
+                              "arrays": described}).encode()
     state, out = start_encoding()
     for values in integers:
         out = _encode(state, out, values, int(np.abs(values).max()))
@@ -74,7 +77,7 @@ def pack(model, text_sha256=None, fineness=FINENESS):
 
 
 def unpack(file):
-    """(GPT, text_sha256) of a packed model (bytes).  ValueError where it is damaged, cut off or something else."""
+    """(GPT or Ensemble, text_sha256) of a packed model (bytes).  ValueError where it is damaged, cut off or something else."""
     if not file.startswith(MAGIC):
         raise ValueError("this is not a packed model")
     rest = file[36:]
@@ -82,7 +85,7 @@ def unpack(file):
         raise ValueError("the packed model is damaged or cut off")
     size = int.from_bytes(rest[:4], "little")
     described, place = json.loads(rest[4:4 + size]), 4 + size
-    model = GPT(GPTConfig(**described["config"]), seed=None)
+    model = empty([GPTConfig(**config) for config in described["configs"]])
     parameters = model.parameters()
     for name, step, _ in described["arrays"]:
         data = parameters[name].data
@@ -132,15 +135,19 @@ def _decode(state, code, count, largest):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m coder.packed", description="Pack a trained model.")
-    parser.add_argument("model", help="a checkpoint of train_shakespeare.py")
-    parser.add_argument("output")
-    parser.add_argument("--fineness", type=float, default=FINENESS, help="steps to a matrix's root mean square")
+    parser = argparse.ArgumentParser(prog="python -m coder.packed", description="Pack a trained model, or several into one that "
+                                     "predicts the mean of what they predict.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a checkpoint of train_shakespeare.py")
+    parser.add_argument("output", metavar="OUT")
+    parser.add_argument("--fineness", type=float, default=FINENESS, help="steps to a matrix's root mean square "
+                        f"(default: {FINENESS})")
     options = parser.parse_args(arguments)
     try:
         if not 0 < options.fineness <= 2 ** 12:
             raise ValueError(f"the fineness must be above 0 and at most 4096, but is {options.fineness}")
-        file = pack(*load(options.model), options.fineness)
+        models, texts = zip(*map(load, options.models))
+        file = pack(Ensemble(models) if len(models) > 1 else models[0], texts[0] if len(set(texts)) == 1 else None,
+                    options.fineness)
         part = Path(f"{options.output}.{os.getpid()}.part")
         part.write_bytes(file)
         os.replace(part, options.output)

@@ -1,6 +1,7 @@
 """python -m coder verify: what `python -m minigpt verify` asks, up to whole compressed files."""
 
 import hashlib
+from dataclasses import replace
 
 from minigpt import verify
 from minigpt.model import GPT, GPTConfig
@@ -9,6 +10,7 @@ from minigpt.verify import sha256
 from . import codec
 from .compressor import compress, decompress
 from .container import CoderError
+from .ensemble import Ensemble
 from .logistic import SQUASH, STRETCH
 
 # A change here is a new format: whoever has a compressed file can no longer open it.
@@ -55,10 +57,12 @@ def results():
     """
     yield "tables of the logistic function", sha256(SQUASH, STRETCH)
     model = GPT(MODEL, seed=7)
+    two = Ensemble([model, GPT(replace(MODEL, n_embd=48), seed=8)])
     predictors = {
         "static: code": lambda: codec.static(model),
         "online: code": lambda: codec.online(model, len(TEXT)),
         "online, primed: code": lambda: codec.online(model, len(TEXT), LICENSE[:500]),
+        "two models, online: code": lambda: codec.online(two, len(TEXT)),
         "fast: code": lambda: codec.fast(len(TEXT)),
     }
     for name, make in predictors.items():

@@ -45,7 +45,7 @@ def schedule(config, step, steps):
     """The share of the peak learning rate at step 0 .. steps - 1: a rise, a level stretch, a fall towards 0."""
     rise = (step + 1) / config.warmup if step < config.warmup else 1.0
     falling = config.cooldown * steps
-    fall = (steps - step) / falling if steps - step < falling else 1.0
+    fall = max(steps - step, 0) / falling if steps - step < falling else 1.0
     return min(rise, fall)
 
 

@@ -1,0 +1,113 @@
+"""Ensembles: the mean of probabilities, with the same bits however it is asked for; learned, packed and coded as one model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numba import get_num_threads, set_num_threads
+
+from coder import codec, packed
+from coder.compressor import compress, decompress, short_fingerprint
+from coder.ensemble import Ensemble, empty, members
+from minigpt.checkpoint import fingerprint, save_checkpoint
+from minigpt.model import GPT, GPTConfig
+from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+
+SMALL = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
+IDS = np.random.default_rng(1).integers(0, 256, (3, 16))
+TEXT = b"The king is dead. Long live the king! " * 60
+
+
+def pair():
+    return Ensemble([GPT(SMALL, seed=1), GPT(replace(SMALL, n_embd=24, norm="layer"), seed=2)])
+
+
+def probabilities(logits):
+    e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_it_says_the_mean_of_what_its_members_say():
+    model = pair()
+    mean = np.mean([probabilities(member.forward(IDS)) for member in model.members], axis=0)
+    assert np.allclose(probabilities(model.forward(IDS)), mean, rtol=2e-5, atol=1e-9)
+
+
+def test_what_all_members_hold_impossible_stays_finite():
+    model = Ensemble([GPT(SMALL, seed=1), GPT(SMALL, seed=1)])
+    for member in model.members:
+        member.head.weight.data[:, 7] *= 1e6
+    logits = model.forward(IDS)
+    assert np.isfinite(logits).all() and logits.min() < -60
+
+
+def test_a_step_has_the_bits_of_the_window():
+    model = pair()
+    cache, logits = model.new_cache(len(IDS)), model.forward(IDS)
+    assert np.stack([model.step(ids, cache) for ids in IDS.T], axis=1).tobytes() == logits.tobytes()
+    cache = model.new_cache(len(IDS))
+    assert model.forward(IDS[:, :9], cache=cache).tobytes() == logits[:, :9].tobytes()
+    assert model.step(IDS[:, 9], cache).tobytes() == logits[:, 9].tobytes()
+
+
+def test_rows_and_threads_do_not_change_a_bit():
+    model = pair()
+    logits, threads = model.forward(IDS), get_num_threads()
+    assert model.forward(IDS[1:2]).tobytes() == logits[1].tobytes()
+    set_num_threads(1)
+    try:
+        assert model.forward(IDS).tobytes() == logits.tobytes()
+    finally:
+        set_num_threads(threads)
+
+
+@pytest.mark.parametrize("mode", ["static", "online"])
+def test_a_file_comes_back_and_the_model_stays_as_it_was(mode):
+    model = pair()
+    before = fingerprint(model)
+    file = compress(TEXT, mode, model)
+    assert decompress(file, lambda name: pair()) == TEXT and fingerprint(model) == before
+
+
+def test_every_member_learns_online():
+    model = pair()
+    predictor = codec.online(model, len(TEXT))
+    codec.encode_block(predictor, TEXT)
+    for learned, given in zip(members(predictor.model), members(model)):
+        assert fingerprint(learned) != fingerprint(given)
+
+
+def test_its_name_tells_its_members_and_their_order():
+    a, b = pair().members
+    names = {short_fingerprint(model) for model in (a, b, Ensemble([a, b]), Ensemble([b, a]), Ensemble([a, b, a]))}
+    assert len(names) == 5
+
+
+def test_packed_it_comes_back():
+    model, text_sha256 = packed.unpack(packed.pack(pair(), "12ab", fineness=200))
+    assert [member.config for member in members(model)] == [member.config for member in pair().members] and text_sha256 == "12ab"
+    assert np.allclose(model.forward(IDS), pair().forward(IDS), atol=0.05)
+
+
+@pytest.mark.parametrize("texts, known", [(("12ab", "12ab"), "12ab"), (("12ab", "34cd"), None)])
+def test_the_command_line_packs_several(texts, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, member, text in zip("ab", pair().members, texts):
+        save_checkpoint(name, member, ByteTokenizer(), {"text_sha256": text})
+    packed.main(["a", "b", "ab"])
+    model, text_sha256 = packed.load("ab")
+    assert len(members(model)) == 2 and text_sha256 == known
+
+
+def test_models_that_do_not_fit_together_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("a", GPT(SMALL, 1), ByteTokenizer())
+    save_checkpoint("b", GPT(replace(SMALL, block_size=8), 1), ByteTokenizer())
+    save_checkpoint("c", GPT(replace(SMALL, vocab_size=2), 1), CharTokenizer("ab"))
+    for other in "bc":
+        with pytest.raises(SystemExit, match="^coder.packed: an ensemble needs"):
+            packed.main(["a", other, "out"])
+    for few in ([], [GPT(SMALL, 1)]):
+        with pytest.raises(ValueError, match="two models or more"):
+            Ensemble(few)
+    assert members(empty([SMALL]))[0].config == SMALL
