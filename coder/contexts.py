@@ -4,8 +4,9 @@ A context is whatever may tell the next byte: the last one, the last four, the w
 hashed, and for each half of the next byte (4 bits, 15 nodes of a binary tree) it has one line of 16 numbers of 32 bits: one
 cache line, one miss.  The first number is a check on the hash, the others are slots, one for each node:
 
-    31 .. 12    p, the probability of a 1: the mean of the bits met here, the late ones weighing more
-    11 .. 7     n, how many bits it has met, up to MOST_MET: p moves by 1 / (n + 1.5) of its distance to the bit
+    31 .. 14    p, the probability of a 1: the mean of the bits met here, the late ones weighing more
+    13 .. 7     n, how many bits it has met, up to MOST_MET: p moves by 1 / (n + 1.5) of its distance to the bit;
+                but half as many if a bit comes that p hardly expected, for then the past may be over
      6 .. 0     the last six bits behind a leading 1: `011` reads "a 1, then another 1 came"; 0 if none came yet
 
 p says how often, the last bits say how lately.  A map of adaptive probabilities, one for each pair of the two, learns what
@@ -19,7 +20,9 @@ from .logistic import ONE, adapt
 
 SLOTS = 16                          # numbers in a line: the check and 15 slots
 FRESH = np.uint32(2 ** 31)          # slots are kept with their highest bit flipped, so that 0 is p = 1/2, n = 0, no bits
-MOST_MET = 30
+MOST_MET = 127
+SURPRISE = 15 * 2 ** 14             # the distance of p to a bit that was hardly expected: 15/16
+SURE = 30                           # a context that has met so many bits speaks with its full voice
 PAIRS = 128 * 32                    # of the last bits, and p in 32 steps of its stretch
 MAP_LIMIT = 255
 
@@ -29,9 +32,10 @@ MAP_LIMIT = 255
  WORD_LENGTH, LETTERS,              # of the word so far; the last 8 letters of words, a 0 between two words
  MARK,                              # the last byte that is neither a small letter nor a space
  LINE, LINE_1, FIRST,               # where the line began, and the one before; the first byte of the line
+ SO_FAR, TITLE, TITLE_1,            # hashes: the line so far; the last one that had a colon, up to there (who speaks); before
  FOUND, LENGTH,                     # of a match: where in the text the byte stands that it expects, and how long it is
- FOUND_1, LENGTH_1) = range(14)     # of a second one
-FIELDS = 14
+ FOUND_1, LENGTH_1) = range(17)     # of a second one
+FIELDS = 17
 MATCHES = 2
 LEAST = np.array([8, 5])            # bytes that must be alike for a match to begin
 LONGEST_CHECK = 40                  # bytes that are compared when it does
@@ -39,7 +43,7 @@ LENGTHS = 64                        # steps into which lengths fall
 MATCH_LIMIT = 1023
 
 FAST = 7                            # contexts in fast mode: the first ones of `hash_contexts`
-ALL = 28
+ALL = 30
 ORDERS = 5                          # the first of them are of the orders 1, 2, 3, 4 and 6
 
 HASH = np.uint64(0x9E3779B97F4A7C15)            # odd, with no pattern in its bits
@@ -84,6 +88,8 @@ def hash_contexts(stream, text, place, recent, hashes):
         hashes[25] = h & np.uint64(0xFFFFFF00)
         hashes[26] = h & np.uint64(0xFFFF0000)
         hashes[27] = h & np.uint64(0xF8F8F8F8FF)
+        hashes[28] = stream[TITLE] * HASH + word
+        hashes[29] = stream[TITLE_1] * HASH + (h & np.uint64(0xFFFFFF))
     for i in range(len(hashes)):
         hashes[i] = (hashes[i] + np.uint64(i + 1) * HASH_1) * HASH
 
@@ -116,8 +122,12 @@ def remember(stream, text, place, recent, byte):
         stream[MARK] = np.uint64(byte)
     if np.int64(stream[LINE]) == place:
         stream[FIRST] = np.uint64(byte)
+    stream[SO_FAR] = (stream[SO_FAR] + np.uint64(byte)) * HASH_1
+    if byte == 58:
+        stream[TITLE_1], stream[TITLE] = stream[TITLE], stream[SO_FAR]
     if byte == 10:
-        stream[LINE_1], stream[LINE], stream[FIRST] = stream[LINE], np.uint64(place + 1), np.uint64(0)
+        stream[LINE_1], stream[LINE] = stream[LINE], np.uint64(place + 1)
+        stream[FIRST] = stream[SO_FAR] = np.uint64(0)
 
 
 # --- lines and slots --------------------------------------------------------------------------------------------------
@@ -150,7 +160,7 @@ def _find(table, hashed, mask):
         return second
     if table[third, 0] == check:
         return third
-    line, used = first, np.uint32(0xF80)                        # n of the first slot
+    line, used = first, np.uint32(0x3F80)                       # n of the first slot
     met, met_second, met_third = table[first, 1] & used, table[second, 1] & used, table[third, 1] & used
     if met_second < met and met_second <= met_third:
         line = second
@@ -163,7 +173,8 @@ def _find(table, hashed, mask):
 
 
 # A context gives the mixer three inputs: the stretch of p, what the map makes of p and the last bits, and the latter as
-# it is, less 1/2, which counts for little where nothing is certain.  A context that was never met says nothing: 0.
+# it is, less 1/2, which counts for little where nothing is certain, and for less the fewer bits were met.  A context that
+# was never met says nothing: 0.
 @njit(cache=True)
 def ask_slots(table, lines, node, maps, places, inputs, stretch):
     """Write 3 inputs for each context, and the place in maps (N, PAIRS) where it was looked up, or -1.
@@ -178,7 +189,8 @@ def ask_slots(table, lines, node, maps, places, inputs, stretch):
             x = np.int64(stretch[slot >> 16])
             places[i] = bits << 5 | (min(max(x, -2047), 2047) + 2048) >> 7
             p = np.int64(maps[i, places[i]] >> np.uint32(16))
-            inputs[3 * i], inputs[3 * i + 1], inputs[3 * i + 2] = x, stretch[p], (p - ONE // 2) >> 5
+            inputs[3 * i], inputs[3 * i + 1] = x, stretch[p]
+            inputs[3 * i + 2] = (p - ONE // 2) * (min(slot >> 7 & 127, SURE) + 2) >> 10
             met += i < ORDERS
         else:
             places[i] = -1
@@ -190,15 +202,18 @@ def ask_slots(table, lines, node, maps, places, inputs, stretch):
 def tell_slots(table, lines, node, maps, places, bit, shares):
     for i in range(len(lines)):
         slot = np.int64(table[lines[i], node] ^ FRESH)
-        bits, n, p = slot & 127, slot >> 7 & 31, slot >> 12
+        bits, n, p = slot & 127, slot >> 7 & 127, slot >> 14
         if places[i] >= 0:                  # not `if bits`: two contexts may have come to share a line
             adapt(maps, i, places[i], bit, MAP_LIMIT, shares)
-        p += ((bit << 20) - p) * shares[n] >> 16
-        p = min(max(p, 16), 2 ** 20 - 16)
+        distance = (bit << 18) - p
+        if abs(distance) > SURPRISE:
+            n >>= 1
+        p += distance * shares[n] >> 16
+        p = min(max(p, 4), 2 ** 18 - 4)
         bits = max(bits, 1) << 1 | bit
         if bits > 127:
             bits = bits & 63 | 64
-        table[lines[i], node] = np.uint32(p << 12 | min(n + 1, MOST_MET) << 7 | bits) ^ FRESH
+        table[lines[i], node] = np.uint32(p << 14 | min(n + 1, MOST_MET) << 7 | bits) ^ FRESH
 
 
 # --- the longest match ------------------------------------------------------------------------------------------------

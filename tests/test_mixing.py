@@ -149,9 +149,17 @@ def test_a_slot_counts_its_bits_and_remembers_the_last_six():
         contexts.ask_slots(table, lines, 5, maps, places, inputs, STRETCH)
         contexts.tell_slots(table, lines, 5, maps, places, bit, SHARES)
         slot, last = int(table[0, 5] ^ FRESH), history[max(0, i - 5):i + 1]
-        assert slot & 127 == int("1" + "".join(map(str, last)), 2) and slot >> 7 & 31 == min(i + 1, MOST_MET)
+        assert slot & 127 == int("1" + "".join(map(str, last)), 2) and slot >> 7 & 127 == min(i + 1, MOST_MET)
     assert contexts.ask_slots(table, lines, 5, maps, places, inputs, STRETCH) == 1
     assert (table[0, [i for i in range(SLOTS) if i != 5]] == 0).all()
+
+
+def test_a_slot_counts_half_as_many_bits_after_one_it_hardly_expected():
+    table, lines = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64)
+    maps, places = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.full(1, -1)
+    for bit, met in [(1, i + 1) for i in range(40)] + [(0, 21), (1, 22)]:
+        contexts.tell_slots(table, lines, 5, maps, places, bit, SHARES)
+        assert int(table[0, 5] ^ FRESH) >> 7 & 127 == met
 
 
 def test_lines_are_found_again_and_the_least_used_of_three_gives_way():
