@@ -32,7 +32,7 @@ MAP_LIMIT = 255
  WORD_LENGTH, LETTERS,              # of the word so far; the last 8 letters of words, a 0 between two words
  MARK,                              # the last byte that is neither a small letter nor a space
  LINE, LINE_1, FIRST,               # where the line began, and the one before; the first byte of the line
- SO_FAR, TITLE, TITLE_1,            # hashes: the line so far; the last one that had a colon, up to there (who speaks); before
+ SO_FAR, TITLE, TITLE_1,            # hashes: the line so far; the last one with a colon, up to there (who speaks); before
  FOUND, LENGTH,                     # of a match: where in the text the byte stands that it expects, and how long it is
  FOUND_1, LENGTH_1) = range(17)     # of a second one
 FIELDS = 17

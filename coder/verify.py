@@ -17,10 +17,11 @@ from .logistic import SQUASH, STRETCH
 EXPECTED = {
     "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
     "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "89db87d77dae17add32e9195c7176aa8929e5d2608e007439215f20e1c0d8e02",
-    "online, primed: code": "59de404cea9aae2c9fe234cd899961c8f29d169f1ed826c84278568d82b82663",
-    "fast: code": "83dc6a494c9f75d7f1c9eb288df5d6abb3260233c5c7db817751b53fcc800009",
-    "scratch: file": "0ab58e2d04cff2db41a34effaae4b43cf2b707d6f5ef09218a599c0615475052",
+    "online: code": "89947f4f5a863d35c66e5826291d97b7664468a5d40ceae81f8f409f1b31a585",
+    "online, primed: code": "734450f75b4e3981f5992bfb5d3e9cb561cc0704a6c5b210e08479351d7be72d",
+    "two models, online: code": "a5ce57616227602d67711d7313572792fa62bc59879d1c762718fa8bf0ad1f33",
+    "fast: code": "09aa51201c901ae642e1ea9ec93e164a732e04550f711d83f031aeb2b4939c7a",
+    "scratch: file": "ce6a827870b605ecfd0a3a3e38ef191672506e7e9c3e814ba6463b5d4430c8fe",
 }
 LICENSE = b"""\
 MIT License
