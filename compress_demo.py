@@ -26,6 +26,7 @@ from coder import baselines, codec, packed, report
 from coder.__main__ import candidates
 from coder.compressor import compress, decompress
 from coder.container import CoderError, read
+from coder.ensemble import members
 from coder.intervals import WHOLE, bits, decode, shortest_code, steps
 from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
@@ -104,11 +105,12 @@ def load(path):
     """The model, how many bytes carry it, and the SHA-256 of the text that it was trained on, or None."""
     path = path or candidates()[0]
     model, trained_on = packed.load(path)
-    c, weights = model.config, sum(parameter.data.size for parameter in model.parameters().values())
-    if c.vocab_size != 256:
-        raise CoderError(f"{path} predicts {c.vocab_size} characters, but files are made of bytes: name another with --model, "
+    weights = sum(parameter.data.size for parameter in model.parameters().values())
+    if model.config.vocab_size != 256:
+        raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: name another with --model, "
                          "or train one with train_shakespeare.py --tokenizer bytes")
-    print(f"model: {path}, {c.n_layer} layers, width {c.n_embd}, windows of {c.block_size}: {weights:,} weights")
+    forms = " and ".join(f"{c.n_layer} layers of width {c.n_embd}" for c in (member.config for member in members(model)))
+    print(f"model: {path}, {forms}, windows of {model.config.block_size}: {weights:,} weights")
     return model, min(os.path.getsize(path), 4 * weights), trained_on       # a checkpoint holds more than weights
 
 

@@ -85,6 +85,8 @@ def unpack(file):
         raise ValueError("the packed model is damaged or cut off")
     size = int.from_bytes(rest[:4], "little")
     described, place = json.loads(rest[4:4 + size]), 4 + size
+    if "configs" not in described:
+        raise ValueError("the packed model was made by another version of this program")
     model = empty([GPTConfig(**config) for config in described["configs"]])
     parameters = model.parameters()
     for name, step, _ in described["arrays"]:

@@ -222,7 +222,7 @@ def test_online_learns_from_every_full_window():
     for size in (16, 17, 24, 25):           # after a window of 16 each brings 8, and nobody learns from the last one
         predictor = codec.online(taught(), size)
         encode_block(predictor, text(size))
-        seen.append(predictor.optimizer.step_count)
+        seen.append(predictor.optimizers[0].step_count)
     assert seen == [0, 1, 1, 2]
 
 

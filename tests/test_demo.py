@@ -459,7 +459,7 @@ def test_where_no_model_was_trained_it_takes_the_one_that_comes_with_it(tmp_path
     monkeypatch.setattr(command_line, "SHIPPED", shipped)
     (tmp_path / "text").write_bytes(TEXT[:100])
     said, size = demo(tmp_path, "text"), shipped.stat().st_size
-    assert f"model: {shipped}, 1 layers, width 16, windows of 16: " in said
+    assert f"model: {shipped}, 1 layers of width 16, windows of 16: " in said
     assert f"model {size / 1e6:.1f} MB" in row(said, "GPT static")
     code = len(compress(TEXT[:100], "static", packed.load(shipped)[0]))
     assert list(map(number, account(said, "GPT static").split()[:2])) == [code, code + size]

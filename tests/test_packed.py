@@ -1,5 +1,7 @@
 """Packed models: exact integers times a step, found again bit for bit, and damage that is noticed."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,14 @@ def test_damage_is_noticed(file):
     for size in (0, 3, 36, 50, len(file) - 1):
         with pytest.raises(ValueError, match="packed model"):
             packed.unpack(file[:size])
+
+
+def test_a_packed_model_of_another_version_is_one_sentence(tmp_path):
+    description = b'{"config": {}, "text_sha256": null, "arrays": []}'
+    rest = len(description).to_bytes(4, "little") + description
+    (tmp_path / "old").write_bytes(packed.MAGIC + hashlib.sha256(rest).digest() + rest)
+    with pytest.raises(CheckpointError, match="old cannot be read: .* another version"):
+        packed.load(tmp_path / "old")
 
 
 def test_command_line(tmp_path, capsys):
