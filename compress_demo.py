@@ -32,7 +32,7 @@ from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
 
 SENTENCE = b"To be, or not to be"
-BYTES = 32 * 1024           # of a longer text
+BYTES = 8 * 1024            # of a longer text
 WARM_UP = 1024              # bytes that each method gets before its clock runs: compiling is no part of compressing
 EXCERPT = 320               # characters
 BAR = 24                    # characters, for a whole interval
