@@ -424,7 +424,7 @@ def make_bad_inputs():
     coder("compress", "text")
     file = Path("text.mgz").read_bytes()
     for name, data in {"empty": b"", "foreign": b"PK\3\4" + bytes(100), "a text": LICENSE, "cut in the header": file[:50],
-                       "newer": file[:4] + b"\3" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
+                       "newer": file[:4] + b"\xff" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
                        "cut": file[:-7], "damaged": file[:-9] + b"?" + file[-8:], "longer": file + b"\n"}.items():
         Path(name + ".mgz").write_bytes(data)
 

@@ -469,7 +469,7 @@ def test_where_no_model_was_trained_it_takes_the_one_that_comes_with_it(tmp_path
 def test_the_model_that_comes_with_it_is_known_by_its_path_size_and_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, size, trained_on = compress_demo.load(None)
-    assert capsys.readouterr().out.startswith(f"model: {packed.SHIPPED}, {model.config.n_layer} layers, ")
+    assert capsys.readouterr().out.startswith(f"model: {packed.SHIPPED}, {model.config.n_layer} layers of width ")
     assert fingerprint(model) == fingerprint(packed.load(packed.SHIPPED)[0])
     assert size == packed.SHIPPED.stat().st_size and trained_on == corpus.CORPORA["shakespeare"].sha256
     method = next(m for m in compress_demo.methods(model, size) if m.name == "GPT static")
@@ -513,7 +513,7 @@ def test_the_text_is_the_validation_part_of_the_cached_corpus(cache, capsys):
 
 
 def test_where_none_is_cached_or_it_is_damaged_the_text_is_the_readme(cache):
-    readme = Path(compress_demo.__file__).with_name("README.md").read_bytes()
+    readme = Path(compress_demo.__file__).with_name("README.md").read_bytes()[:compress_demo.BYTES]
     assert compress_demo.choose_text(options(), None) == ("README.md", readme)
     cache.write_bytes(TEXT[1:])
     assert compress_demo.choose_text(options(), None) == ("README.md", readme)
