@@ -1,7 +1,7 @@
 """Several GPTs with one voice: the mean of their probabilities.
 
-Each has learned its own accidents from a text that is too short for it; what they agree on is what can be learned.  Two
-small ones predict an unseen text better than a large one of the size of both.  [Hansen and Salamon 1990]
+Each has learned its own accidents from a text that is too short for it; what they agree on is what can be learned.
+[Hansen and Salamon 1990]
 """
 
 import numpy as np
@@ -21,10 +21,11 @@ class Ensemble:
     """
 
     def __init__(self, members):
-        self.members, self.config = list(members), members[0].config if members else None
-        forms = {(member.config.vocab_size, member.config.block_size) for member in members}
+        self.members = list(members)
+        forms = {(member.config.vocab_size, member.config.block_size) for member in self.members}
         if len(self.members) < 2 or len(forms) > 1:
             raise ValueError("an ensemble needs two models or more, with the same number of tokens and the same block_size")
+        self.config = self.members[0].config         # for these two; of all else each member has its own
 
     def parameters(self):
         """Name -> Parameter, of all members."""
