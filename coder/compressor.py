@@ -11,7 +11,7 @@ from .ensemble import members
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
-TRIALS = {"fast": 2 ** 15, "static": 2 ** 12}       # bytes: contexts grow better on the way, and are fast; a model is neither
+TRIALS = {"fast": 2 ** 15, "static": 2 ** 12}    # bytes: contexts grow better on the way, and are fast; a model is neither
 NAMED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "norm", "norm_order", "position", "qk_norm",
          "tied", "vocab_size")         # what of the config decides how the weights are used; part of the format
 
@@ -28,7 +28,7 @@ def primer_name(primer):
 
 
 def choose(data, model):
-    """The mode for data (bytes) of which nobody knows more: fast or static, whichever makes less of a byte at the beginning."""
+    """The mode for data (bytes) of which nobody knows more: fast or static, whichever makes less of the beginning."""
     def rate(mode):
         part = data[:TRIALS[mode]]
         return len(compress(part, mode, model)) / max(1, len(part))

@@ -330,3 +330,11 @@ def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):
     monkeypatch.setattr(verify.codec, "decode_block", lambda *arguments: b"something else")
     with pytest.raises(CoderError, match="does not come back"):
         dict(verify.results())
+
+
+@pytest.mark.parametrize("size", [1100, 3000, 20000])
+def test_the_rates_of_scratch_fall_but_not_to_nothing(size):
+    predictor = codec.scratch(size)
+    codec.encode_block(predictor, (LICENSE * 30)[:size])
+    (optimizer,) = predictor.optimizers
+    assert optimizer.step_count < optimizer.steps < 10 ** 6
