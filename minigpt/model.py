@@ -11,8 +11,10 @@ import numpy as np
 
 from .blocks import Block, Cache, Rotary
 from .kernels import threads_for
-from .kernels.step import ACTIVATIONS, step
+from .kernels.step import ACTIVATIONS, step_by_columns, step_by_rows
 from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
+
+FEW, WIDE = 32, 320               # rows, channels: a step of so few rows through a network so wide shares its columns
 
 CHOICES = {
     "position": ("rotary", "learned"),
@@ -166,8 +168,10 @@ class GPT(Layer):
         self._check(ids, 1, cache)
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
-        logits = np.empty((len(ids), self.config.vocab_size), np.float32)
-        with self._threads(ids) as threads:
+        S, C = len(ids), self.config.n_embd
+        logits = np.empty((S, self.config.vocab_size), np.float32)
+        step, work = (step_by_columns, 4 * S * C * C) if S <= FEW and C >= WIDE else (step_by_rows, S * C * C)
+        with threads_for(work) as threads:
             step(ids.astype(np.int64), *self._network, cache.keys, cache.values, cache.position, threads, logits)
         cache.position += 1
         return logits

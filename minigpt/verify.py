@@ -29,7 +29,7 @@ from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
 from .kernels.orthogonal import orthogonalise
 from .layers import Draw
-from .model import GPT, GPTConfig
+from .model import WIDE, GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
 from .sampling import generate
 
@@ -79,6 +79,7 @@ EXPECTED = {
     "adamw: gradients": "aef8c143256e155a54c6967def2c413fbcf40f22af76e664913f91f8f210749d",
     "adamw: weights after 4 steps": "6826323c24c902e1ba44dc8146ca0ba033594544c1b0c9391b9601d493be7e15",
     "adamw: sampled tokens": "384a05d9dca53ffaf6c60bcb1e7cc1f897c57a9f79ae4cfa73f0eb496cfcc370",
+    "wide: logits, token by token": "67b6869c66b801470485759c8ae8fb52699732544e4dce0fbcb79628e0c33220",
 }
 
 # Between them: every kind of layer, both norm orders and both optimisers, on shapes that fill no tile and no vector.
@@ -228,6 +229,9 @@ def models():
         yield f"{name}: weights after {STEPS} steps", fingerprint(model)
         tokens = [token for _, token in zip(range(40), generate(model, ids[0, :5], 1.1, top_k=50, top_p=0.95, seed=7))]
         yield f"{name}: sampled tokens", sha256(np.array(tokens, np.int64))
+    wide = GPT(GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=5, n_embd=WIDE), seed=7)
+    cache = wide.new_cache(2)
+    yield "wide: logits, token by token", sha256(np.stack([wide.step(i, cache) for i in ids[:2, :8].T], axis=1))
 
 
 def results():

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.codegen import CPUCodeLibrary
 from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
@@ -249,10 +250,32 @@ def overlooked(found):
                     yield f"{module.__name__}.{name}", "not all of its code was seen: let `examine` call it"
 
 
+@contextmanager
+def told_apart():
+    """Yields the set of our functions' names that Numba was given for more than one function, while it compiles.
+
+    It tells them apart by a number that it counts in each process anew.  But the linker goes by names: of two tiles, or two
+    operators, one that comes from the cache could take the place of the other.
+    """
+    seen, twice, original = {}, set(), FunctionIdentity.__dict__["from_function"]
+
+    def from_function(cls, function):
+        identity = original.__func__(cls, function)
+        function = identity.func
+        made_of = function.__code__, [cell.cell_contents for cell in function.__closure__ or ()]
+        name = f"{function.__module__}.{function.__qualname__}"
+        if name.startswith(("minigpt.", "coder.")) and seen.setdefault(name, made_of) != made_of:
+            twice.add((name, "several functions have this name: see `named` in lanes.py"))
+        return identity
+    FunctionIdentity.from_function = classmethod(from_function)
+    yield twice
+    FunctionIdentity.from_function = original
+
+
 def examine():
     """Compile and run every kernel; returns what is wrong with its code."""
     wrong = set()
-    with compiled() as found:
+    with compiled() as found, told_apart() as twice:
         from coder import baselines, packed
         from coder import verify as verify_coder
         from minigpt import verify
@@ -264,7 +287,7 @@ def examine():
             packed.unpack(packed.pack(golden_coder.taught()))
         except Exception as error:          # wrong arithmetic may break what rests on it
             wrong.add(("while it ran", repr(error)))
-    return sorted({*wrong, *inexact(found), *overlooked(found)})
+    return sorted({*wrong, *inexact(found), *overlooked(found), *twice})
 
 
 @pytest.mark.slow

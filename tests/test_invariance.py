@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import pytest
 
+from minigpt.kernels.step import step_by_columns
 from minigpt.layers import Draw
 from minigpt.optimizer import Optimizer, OptimizerConfig
 from tests import reference
@@ -91,6 +92,16 @@ def steps(model, ids, cache):
 
 def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logits):
     assert same(steps(model, ids, model.new_cache(B)), logits)
+
+
+@pytest.mark.parametrize("model", ["gpt-2", "transformer"], indirect=True)
+@pytest.mark.parametrize("tasks", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("S", [1, B])
+def test_steps_that_share_the_columns_have_the_same_bits(model, ids, logits, tasks, S):
+    cache, out = model.new_cache(S), np.empty((T, S, 67), np.float32)
+    for t in range(T):
+        step_by_columns(ids[:S, t].astype(np.int64), *model._network, cache.keys, cache.values, t, tasks, out[t])
+    assert same(np.ascontiguousarray(out.swapaxes(0, 1)), logits[:S])
 
 
 def test_a_sequence_steps_alone_with_the_bits_that_it_has_among_others(model, ids, logits):

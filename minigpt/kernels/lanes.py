@@ -156,6 +156,16 @@ sqrt = _operation(lambda builder, x: _call(builder, "llvm.sqrt.v16f32", [x]), 1)
 maximum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y), 2)  # y if unordered
 
 
+def named(function, name):
+    """The function, with a name of its own.
+
+    The linker knows a function by its name, its types and a number that Numba counts up in each process.  Of two that were
+    made by the same lines, it could take the one, from the cache, for the other, which has that number in this process.
+    """
+    function.__qualname__ = name
+    return function
+
+
 def _operator(symbol, build):
     """Let Numba read `x + y` and the like, where both are lanes, as the operation `build`."""
     function = _operation(build, 2)
@@ -163,7 +173,7 @@ def _operator(symbol, build):
     @overload(symbol)
     def on_lanes(x, y):
         if x is float32x16 and y is float32x16:
-            return lambda x, y: function(x, y)
+            return named(lambda x, y: function(x, y), symbol.__name__)
 
 
 _operator(operator.add, lambda builder, x, y: builder.fadd(x, y))

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from .lanes import LANES, broadcast, fused, load, store
+from .lanes import LANES, broadcast, fused, load, named, store
 
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
 ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
@@ -76,16 +76,16 @@ def _make_tile(rows, width):
             return context.get_dummy_value()
         return types.void(*[types.intp] * 8, types.boolean), generate
 
-    @njit
     def compiled(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
         tile(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate)
-    return compiled
+    return njit(named(compiled, f"tile_{rows}x{width}"))
 
 
 _tile = _make_tile(ROWS, WIDTH)
 _narrow_tile = _make_tile(ROWS, LANES)
 _row_tile = _make_tile(1, WIDTH)
 _low_tile = _make_tile(LOW, BROAD)
+_broad_tile = _make_tile(1, BROAD)
 _flat_tile = _make_tile(1, FLAT)
 
 
@@ -101,13 +101,6 @@ def _pack(b, panel):
 
 
 @njit
-def _copy(source, target):
-    for i in range(source.shape[0]):
-        for j in range(source.shape[1]):
-            target[i, j] = source[i, j]
-
-
-@njit
 def _pack_rows(b, panel):
     """The same where a row of b (depth, WIDTH) is contiguous."""
     row = b.strides[0] // FLOAT
@@ -117,46 +110,59 @@ def _pack_rows(b, panel):
 
 
 @njit
+def product(a, b, out, accumulate):
+    """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
+    (N, _), M = a.shape, b.shape[1]
+    few = N <= 2 * ROWS and b.strides[1] == FLOAT           # too few rows to pay for a copy of b
+    done = M // WIDTH * WIDTH if few else 0
+    if done:
+        _few_rows(a, b[:, :done], out, accumulate)
+    if done < M:
+        _many_rows(a, b[:, done:], out[:, done:], accumulate)
+
+
+@njit
 def _few_rows(a, b, out, accumulate):
-    """The same as `product` where rows of b (K, a multiple of FLAT) are contiguous: without a copy of b."""
+    """`product` where rows of b (K, a multiple of WIDTH) are contiguous: without a copy of b."""
     (N, K), M = a.shape, b.shape[1]
     for j0 in range(0, M, FLAT):
         i = 0
         while i < N:
-            rows, width = (LOW, BROAD) if i + LOW <= N else (1, FLAT)
+            rows, j, end = LOW if i + LOW <= N else 1, j0, min(j0 + FLAT, M)
             left = a.ctypes.data + i * a.strides[0]
-            for j in range(j0, j0 + FLAT, width):
+            while j < end:
                 right, target = b.ctypes.data + j * FLOAT, out.ctypes.data + i * out.strides[0] + j * FLOAT
-                if rows == LOW:
-                    _low_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
-                else:
+                if rows == 1 and end - j == FLAT:
                     _flat_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    j += FLAT
+                elif rows == 1 and end - j >= BROAD:
+                    _broad_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    j += BROAD
+                elif rows == LOW and end - j >= BROAD:
+                    _low_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    j += BROAD
+                else:
+                    for r in range(rows):
+                        _row_tile(left + r * a.strides[0], a.strides[0], a.strides[1], right, b.strides[0],
+                                  target + r * out.strides[0], out.strides[0], K, accumulate)
+                    j += WIDTH
             i += rows
 
 
 @njit
-def product(a, b, out, accumulate):
-    """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
+def _many_rows(a, b, out, accumulate):
+    """`product` with a copy of b, a panel at a time."""
     (N, K), M = a.shape, b.shape[1]
-    few = N < 2 * ROWS and b.strides[1] == FLOAT            # too few rows to pay for a copy of b
-    done = M // FLAT * FLAT if few else 0
-    if done:
-        _few_rows(a, b[:, :done], out, accumulate)
-    if done == M:
-        return
     panel = np.empty(DEPTH * WIDTH, np.float32)
     edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
+    source, source_row = np.int64(panel.ctypes.data), WIDTH * FLOAT
     for k0 in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k0)
         resume = accumulate or k0 > 0
-        for j0 in range(done, M, WIDTH):
+        for j0 in range(0, M, WIDTH):
             columns = min(WIDTH, M - j0)
             stretch = b[k0:k0 + depth, j0:j0 + columns]
-            rows_are_contiguous = columns == WIDTH and stretch.strides[1] == FLOAT
-            source, source_row = panel.ctypes.data, WIDTH * FLOAT
-            if rows_are_contiguous and few:
-                source, source_row = stretch.ctypes.data, stretch.strides[0]
-            elif rows_are_contiguous:
+            if columns == WIDTH and stretch.strides[1] == FLOAT:
                 _pack_rows(stretch, panel)
             else:
                 _pack(stretch, panel)
@@ -166,8 +172,11 @@ def product(a, b, out, accumulate):
                 left = a.ctypes.data + i * a.strides[0] + k0 * a.strides[1]
                 target, target_row = out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0]
                 if columns < WIDTH:
-                    _copy(out[i:i + rows, j0:j0 + columns], edge[:rows, :columns])
                     target, target_row = np.int64(edge.ctypes.data), WIDTH * FLOAT      # int64 like the other address
+                    if resume:
+                        for r in range(rows):
+                            for c in range(columns):
+                                edge[r, c] = out[i + r, j0 + c]
                 if rows == ROWS and columns > LANES:
                     _tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
                 elif rows == ROWS:
@@ -175,7 +184,9 @@ def product(a, b, out, accumulate):
                 else:
                     _row_tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
                 if columns < WIDTH:
-                    _copy(edge[:rows, :columns], out[i:i + rows, j0:j0 + columns])
+                    for r in range(rows):
+                        for c in range(columns):
+                            out[i + r, j0 + c] = edge[r, c]
                 i += rows
 
 

@@ -1,8 +1,14 @@
-"""One more token of each sequence through the whole network, when there are few rows: the forward pass again.
+"""One more token of each sequence through the whole network: the forward pass again, for few rows.
 
-A kernel at a time, a token would spend most of its time between the kernels.  But as no row knows of another one's,
-each thread can take some rows all the way to their logits, and nobody waits for anybody.  Every row goes through the
-same functions as in the kernels for whole windows, in the same order; so it has the same bits.
+A kernel at a time, a token would spend most of its time between the kernels.  So here the whole network is one kernel, and
+there are two ways to share the work:
+
+    by rows       As no row knows of another one's, a thread takes some rows all the way to their logits, and nobody waits
+                  for anybody.  But every thread reads all weights.
+    by columns    The threads part each layer's columns, and wait for each other before the next one.  Each of them reads its
+                  share of the weights and no more; with few rows and many weights, that is what takes the time.
+
+Every output goes through the same functions as in the kernels for whole windows, in the same order; so it has the same bits.
 """
 
 import numpy as np
@@ -11,15 +17,15 @@ from numba import njit, prange
 from .attention import attend_one
 from .elementwise import gelu, relu, rotate_row, squared_relu
 from .lanes import LANES, load_part, store_part
-from .matmul import product
+from .matmul import BROAD, product
 from .rows import ZERO, layer_norm_row, rms_norm_row
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
 RELU, GELU, _ = ACTIVATIONS.values()
+NONE = -1
 
 
-@njit(parallel=True, cache=True)
-def step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2, expand,
+def _step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2, expand,
          activation, contract, norm3, head, keys, values, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
@@ -27,27 +33,53 @@ def step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_
     arrays with the block's number in front, and None for what there is not; rotary is (cosine, sine) or None; norm3 comes
     before the head; activation is a number of ACTIVATIONS; keys and values (n_layer, ...) are the cache's (see `attend_one`).
     """
+    S, H = len(ids), keys.shape[2]
+    x = _embed(ids, position, embeddings[0], embeddings[1])
+    q, k, v, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    hidden = np.empty((S, expand[0].shape[2]), np.float32)
+    for n in range(len(keys)):
+        normed = _norm(x, norm1, n) if norm_first else x
+        for task in prange(threads):
+            _linear(normed, query, n, NONE, task, threads, q)
+            _linear(normed, key, n, NONE, task, threads, k)
+            _linear(normed, value, n, NONE, task, threads, v)
+        for task in prange(threads):
+            for pair in range(task * S * H // threads, (task + 1) * S * H // threads):
+                _prepare(q, pair, H, query_norm, rotary, position, n)
+                _prepare(k, pair, H, key_norm, rotary, position, n)
+                attend_one(q, k, v, keys[n], values[n], pair // H, pair % H, position, scale, attended)
+        for task in prange(threads):
+            _linear(attended, projection, n, NONE, task, threads, y)
+        _add(x, y)
+        normed = _norm(x, norm2 if norm_first else norm1, n)
+        if not norm_first:
+            x = normed
+        for task in prange(threads):
+            _linear(normed, expand, n, activation, task, threads, hidden)
+        for task in prange(threads):
+            _linear(hidden, contract, n, NONE, task, threads, y)
+        _add(x, y)
+        if not norm_first:
+            x = _norm(x, norm2, n)
+    normed = _norm(x, norm3, 0)
+    for task in prange(threads):
+        _part(normed, head, task, threads, logits)
+
+
+_alone = njit(_step)
+step_by_columns = njit(parallel={"fusion": False}, cache=True)(_step)       # each loop over tasks needs all of the one before
+
+
+@njit(parallel=True, cache=True)
+def step_by_rows(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2,
+                 expand, activation, contract, norm3, head, keys, values, position, threads, logits):
+    """The same."""
     rows = (len(ids) + threads - 1) // threads
     for task in prange(threads):
         i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
         if i < j:
-            _step(ids[i:j], embeddings, norm_first, norm1, (query, key, value, query_norm, key_norm, rotary, scale, projection),
-                  norm2, (expand, activation, contract), norm3, head, keys[:, i:j], values[:, i:j], position, logits[i:j])
-
-
-@njit
-def _step(ids, embeddings, norm_first, norm1, attention, norm2, feed_forward, norm3, head, keys, values, position, logits):
-    x = _embed(ids, position, embeddings[0], embeddings[1])
-    for n in range(len(keys)):
-        y = _norm(x, norm1, n) if norm_first else x
-        _add(x, _attention(y, attention, n, keys[n], values[n], position))
-        if not norm_first:
-            x = _norm(x, norm1, n)
-        y = _norm(x, norm2, n) if norm_first else x
-        _add(x, _feed_forward(y, feed_forward, n))
-        if not norm_first:
-            x = _norm(x, norm2, n)
-    product(_norm(x, norm3, 0), head, logits, False)
+            _alone(ids[i:j], embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection,
+                   norm2, expand, activation, contract, norm3, head, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
 
 
 @njit
@@ -62,78 +94,81 @@ def _embed(ids, position, tokens, positions):
 
 
 @njit
-def _attention(x, layer, n, keys, values, position):
-    query, key, value, query_norm, key_norm, rotary, scale, projection = layer
-    S, H, D, _ = keys.shape
-    q = _norm(_linear(x, query, n).reshape(S * H, D), query_norm, n).reshape(x.shape)
-    k = _norm(_linear(x, key, n).reshape(S * H, D), key_norm, n).reshape(x.shape)
-    v, out = _linear(x, value, n), np.empty_like(x)
-    for s in range(S):
-        _rotate(q, s, rotary, position, H)
-        _rotate(k, s, rotary, position, H)
-        for h in range(H):
-            attend_one(q, k, v, keys, values, s, h, position, scale, out)
-    return _linear(out, projection, n)
+def _part(x, weight, task, threads, y):
+    """One task's part of y = x @ weight, and (first row, end, first column, end) of it: columns first, then rows as well."""
+    S, M = y.shape
+    pieces = (M + BROAD - 1) // BROAD
+    across = min(threads, pieces)
+    down = threads // across
+    height, width = (S + down - 1) // down, (pieces + across - 1) // across * BROAD
+    i, j = min(task // across * height, S), min(task % across * width, M)
+    rows, columns = min(i + height, S), min(j + width, M)
+    if i < rows and j < columns:
+        product(x[i:rows], weight[:, j:columns], y[i:rows, j:columns], False)
+    return i, rows, j, columns
 
 
 @njit
-def _rotate(x, s, rotary, position, heads):
-    if rotary is not None:
-        rotate_row(x, s, rotary[0], rotary[1], position, heads, x)
+def _linear(x, layer, n, activation, task, threads, y):
+    i, rows, j, columns = _part(x, layer[0][n], task, threads, y)
+    for row in range(i, rows):
+        _add_biases(y, row, j, columns, layer[1], n)
+        if activation != NONE:
+            _activate(y, row, j, columns, activation)
 
 
 @njit
-def _feed_forward(x, layer, n):
-    expand, activation, contract = layer
-    hidden = _linear(x, expand, n)
-    _activate(hidden, activation)
-    return _linear(hidden, contract, n)
-
-
-@njit
-def _norm(x, norm, n):
-    return x if norm is None else _norm_rows(x, norm[0][n], norm[1], n)
-
-
-@njit
-def _norm_rows(x, gain, biases, n):
-    y = np.empty_like(x)
-    for i in range(len(x)):
-        if biases is None:
-            rms_norm_row(x, i, gain, y)
-        else:
-            layer_norm_row(x, i, gain, biases[n], y)
-    return y
-
-
-@njit
-def _linear(x, layer, n):
-    weight = layer[0][n]
-    y = np.empty((len(x), weight.shape[1]), np.float32)
-    product(x, weight, y, False)
-    _add_biases(y, layer[1], n)
-    return y
-
-
-@njit
-def _add_biases(y, biases, n):
+def _add_biases(y, row, start, stop, biases, n):
     if biases is not None:
-        for i in range(len(y)):
-            for j in range(y.shape[1]):
-                y[i, j] += biases[n, j]
+        for j in range(start, stop):
+            y[row, j] += biases[n, j]
 
 
 @njit
-def _activate(x, activation):
-    for i in range(0, x.size, LANES):
-        lanes = load_part(x, i, x.size - i, ZERO)
+def _activate(x, row, start, stop, activation):
+    for j in range(start, stop, LANES):
+        at = row * x.shape[1] + j
+        lanes = load_part(x, at, stop - j, ZERO)
         if activation == RELU:
             lanes = relu(lanes)
         elif activation == GELU:
             lanes = gelu(lanes)
         else:
             lanes = squared_relu(lanes)
-        store_part(x, i, x.size - i, lanes)
+        store_part(x, at, stop - j, lanes)
+
+
+@njit
+def _prepare(x, pair, heads, norm, rotary, position, n):
+    """Normalise and turn one head of one row, in place."""
+    rows = x.reshape(len(x) * heads, -1)
+    _norm_row(rows, pair, norm, n, rows)
+    if rotary is not None:
+        rotate_row(rows, pair, rotary[0], rotary[1], position, 1, rows)
+
+
+@njit
+def _norm(x, norm, n):
+    y = np.empty_like(x)
+    for i in range(len(x)):
+        for c in range(x.shape[1]):
+            y[i, c] = x[i, c]
+        _norm_row(x, i, norm, n, y)
+    return y
+
+
+@njit
+def _norm_row(x, i, norm, n, y):
+    if norm is not None:
+        _gains(x, i, norm[0][n], norm[1], n, y)
+
+
+@njit
+def _gains(x, i, gain, biases, n, y):
+    if biases is None:
+        rms_norm_row(x, i, gain, y)
+    else:
+        layer_norm_row(x, i, gain, biases[n], y)
 
 
 @njit
