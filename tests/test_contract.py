@@ -198,7 +198,8 @@ def test_source_guard_lets_pass(source):
 
 INEXACT = re.compile(r"^  .*\b(?:f\w+|call|select|phi) (?:fast|nnan|ninf|nsz|arcp|contract|afn|reassoc) .*"
                      r"|^  .*(?:= frem |(?<![\w.$%-])(?:half|bfloat|fp128|x86_fp80|ppc_fp128)\b).*"
-                     r'|"[\w-]*fp-math(?:-f32)?"="(?!false|ieee)[\w,-]*"', re.MULTILINE)
+                     r'|"[\w-]*fp-math(?:-f32)?"="(?!false|ieee)[\w,-]*"'
+                     r"|^  store .* poison,.*|^  .* getelementptr .*ptr null,.*|^  .*\binttoptr\b.*", re.MULTILINE)
 DEFINITION = re.compile(r'^define [^@\n]*@("[^"]+"|[\w.$-]+)\(', re.MULTILINE)
 CALL = re.compile(r'^  [^"\n]*?\b(?:call|invoke)\b([^"\n]*?)([@%](?:"[^"\n]+"|[\w.$-]+))\((.*)', re.MULTILINE)
 FLOAT = re.compile(r"\b(?:float|double)\b")

@@ -37,10 +37,29 @@ DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 3
 FLOAT = 4                    # bytes
 
 
+_float, intp = types.CPointer(types.float32), types.intp
+_BYTES = ir.PointerType(ir.IntType(8))
+
+
+def _behind(builder, pointer, offset):
+    return builder.gep(builder.bitcast(pointer, _BYTES), [offset])
+
+
+# An address must stay a pointer.  As a number it would do, until LLVM has split the sum, found a 0 in one half, and taken
+# the other half for an offset to the null pointer: what is stored there may be anything.
+@intrinsic
+def at(typing, array, offset):
+    """The address of what stands `offset` bytes behind the first element of an array of float32."""
+    def generate(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.bitcast(_behind(builder, data, args[1]), ir.PointerType(ir.FloatType()))
+    return _float(array, intp), generate
+
+
 def _make_tile(rows, width):
     """The innermost loop: c (rows, width) = or += a (rows, depth) @ b (depth, width), with c held in registers.
 
-    a, b and c are addresses and the strides are in bytes, so that this is compiled once, whatever the arrays are.
+    a, b and c are addresses (see `at`) and the strides are in bytes, so that this is compiled once, whatever the arrays are.
     """
     vector, vectors = ir.VectorType(ir.FloatType(), LANES), width // LANES
 
@@ -50,8 +69,8 @@ def _make_tile(rows, width):
             a, a_row, a_step, b, b_step, c, c_row, depth, accumulate = args
 
             def address(base, stride, count, offset, element):
-                place = builder.add(base, builder.mul(stride, stride.type(count) if isinstance(count, int) else count))
-                return builder.inttoptr(builder.add(place, place.type(offset)), ir.PointerType(element))
+                place = builder.mul(stride, stride.type(count) if isinstance(count, int) else count)
+                return builder.bitcast(_behind(builder, base, builder.add(place, place.type(offset))), ir.PointerType(element))
 
             def unaligned(memory_operation):
                 memory_operation.align = FLOAT
@@ -66,7 +85,7 @@ def _make_tile(rows, width):
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b, b_step, loop.index, v * LANES * FLOAT, vector)))
                            for v in range(vectors)]
-                a_column = builder.add(a, builder.mul(a_step, loop.index))
+                a_column = _behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
                 for r, v in tiles:
@@ -74,7 +93,7 @@ def _make_tile(rows, width):
             for t in tiles:
                 unaligned(builder.store(builder.load(sums[t]), outputs[t]))
             return context.get_dummy_value()
-        return types.void(*[types.intp] * 8, types.boolean), generate
+        return types.void(_float, intp, intp, _float, intp, _float, intp, intp, types.boolean), generate
 
     def compiled(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
         tile(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate)
@@ -129,22 +148,23 @@ def _few_rows(a, b, out, accumulate):
         i = 0
         while i < N:
             rows, j, end = LOW if i + LOW <= N else 1, j0, min(j0 + FLAT, M)
-            left = a.ctypes.data + i * a.strides[0]
+            left = i * a.strides[0]
             while j < end:
-                right, target = b.ctypes.data + j * FLOAT, out.ctypes.data + i * out.strides[0] + j * FLOAT
+                right, target = at(b, j * FLOAT), at(out, i * out.strides[0] + j * FLOAT)
                 if rows == 1 and end - j == FLAT:
-                    _flat_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    _flat_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
                     j += FLAT
                 elif rows == 1 and end - j >= BROAD:
-                    _broad_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    _broad_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
                     j += BROAD
                 elif rows == LOW and end - j >= BROAD:
-                    _low_tile(left, a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    _low_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
                     j += BROAD
                 else:
                     for r in range(rows):
-                        _row_tile(left + r * a.strides[0], a.strides[0], a.strides[1], right, b.strides[0],
-                                  target + r * out.strides[0], out.strides[0], K, accumulate)
+                        target = at(out, (i + r) * out.strides[0] + j * FLOAT)
+                        _row_tile(at(a, left + r * a.strides[0]), a.strides[0], a.strides[1], right, b.strides[0],
+                                  target, out.strides[0], K, accumulate)
                     j += WIDTH
             i += rows
 
@@ -155,7 +175,7 @@ def _many_rows(a, b, out, accumulate):
     (N, K), M = a.shape, b.shape[1]
     panel = np.empty(DEPTH * WIDTH, np.float32)
     edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
-    source, source_row = np.int64(panel.ctypes.data), WIDTH * FLOAT
+    source, source_row = at(panel, 0), WIDTH * FLOAT
     for k0 in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k0)
         resume = accumulate or k0 > 0
@@ -169,10 +189,10 @@ def _many_rows(a, b, out, accumulate):
             i = 0
             while i < N:
                 rows = ROWS if i + ROWS <= N else 1
-                left = a.ctypes.data + i * a.strides[0] + k0 * a.strides[1]
-                target, target_row = out.ctypes.data + i * out.strides[0] + j0 * FLOAT, out.strides[0]
+                left = at(a, i * a.strides[0] + k0 * a.strides[1])
+                target, target_row = at(out, i * out.strides[0] + j0 * FLOAT), out.strides[0]
                 if columns < WIDTH:
-                    target, target_row = np.int64(edge.ctypes.data), WIDTH * FLOAT      # int64 like the other address
+                    target, target_row = at(edge, 0), WIDTH * FLOAT
                     if resume:
                         for r in range(rows):
                             for c in range(columns):
