@@ -88,7 +88,7 @@ def run(options):
     texts = [row["the text"] for row in results.values()]
     accounts(texts)
     with bar("what each character costs", len(data)) as progress:
-        costs = report.costs(codec.static(model), data, progress)
+        costs = report.costs(model, data, progress)
     ideal(costs, next(result.file for result in texts if result.method.name == "GPT static"))
     chars = report.characters(data, costs, costs.ideal)
     excerpt(chars)
@@ -207,7 +207,7 @@ def gpt(model):
 
     def predict(past):
         window = [codec.START, *past][-model.config.block_size:]
-        return exact(predictor.window(np.array([window]), len(window) - 1)[0, 0].tolist())
+        return exact(predictor.predict(np.array([window]), [(0, len(window) - 1, len(window))])[0][0, 0].tolist())
     return predict
 
 

@@ -1,19 +1,23 @@
 """Bytes through the GPT, the mixing model and the range coder, and back.
 
-A block of bytes is cut into S streams that advance in lockstep, so that one pass of the model serves S symbols; the one
-range coder takes the streams in turn.  Each stream moves through windows of T = block_size tokens, and the second half of
-a window is the first half, the context, of the next:
+A stream of bytes moves through windows of T = block_size tokens, and the second half of a window is the first half, the
+context, of the next:
 
     stream    ─────────────────────────────────────────▶
     window 1  [ new    new  ]
     window 2         [ known  new ]
     window 3                [ known  new ]
 
-The decoder must see what the encoder saw.  The encoder has all symbols and runs a window at once; the decoder gets them one
-by one and asks the model's cached step.  That both arrive at the same integers is what the kernels' fixed order is for.
+The decoder must see what the encoder saw.  The encoder has all symbols and runs many windows at once, as far as to the next
+step of learning; the decoder gets them one by one and asks the model's cached step.  That both arrive at the same integers is
+what the kernels' fixed order is for.
 
-In the mode static the GPT's frequencies go to the range coder as they are; in fast there is no GPT; else both are mixed.
+In the mode static the GPT's frequencies go to the range coder as they are, and a block is cut into S streams that advance in
+lockstep, so that one pass of the model serves S symbols; the range coder takes the streams in turn.  In the other modes
+there is one stream: contexts and matches are mixed in (in fast there is nothing else), and they live on what came before.
 """
+
+from itertools import groupby
 
 import numpy as np
 
@@ -27,34 +31,36 @@ from .mixing import Mixer, Mixing
 from .range_coder import Decoder, Encoder
 
 START = 10                  # what a stream is said to follow: a line break
-ROWS_AT_ONCE = 4096         # tokens that go through the model together when encoding; bounds the memory
+TOGETHER = 4096             # tokens that go through the model at once when encoding; bounds the memory
 NO_END = 2 ** 62            # steps of an optimiser whose rates never fall
 CHUNK = 2 ** 16             # symbols between two calls of progress where there is no GPT
 
-# Part of the format: both sides must cut and learn alike.  More streams are faster, but each starts without a context, and
-# the fewer symbols pass between two steps of learning, the better.
-MOST_STREAMS = {"static": 64, "online": 16, "scratch": 16, "fast": 1}
+# Part of the format: both sides must cut and learn alike.
+STREAMS = 64                # of static, at most
+LEARNED = 16                # rows of a step of learning
 ONLINE = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
 SCRATCH_REPLAYS = 3         # a text is short for a model that begins with nothing: it reads each window again, later
 SCRATCH_SEED = 1
 SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=1.0)
-SPARE = 64                  # windows: with them the rates do not fall to 0, not even where a file is short and has few streams
+SPARE = 64                  # steps: with them the rates do not fall to 0, not even where a file is short
 
 
 class Predictor:
     """A GPT that is asked for the next symbols' frequencies and told what they were; or none, and only a mixing model.
 
-    With `learning` it goes on learning, from every window that is full, and then `replays` times from as many rows that have
-    passed at some time, at rates that fall while about so many `windows` pass; the same calls on both sides leave the same model.
+    With `learning` it goes on learning: from each `rows` windows that have passed, full ones, and then `replays` times from as
+    many that have passed at some time, at rates that fall while about so many `windows` pass.  The same calls on both sides
+    leave the same model.
     """
 
-    def __init__(self, model, most_streams, learning=None, mixing=None, replays=0, windows=NO_END):
+    def __init__(self, model, most_streams=1, mixing=None, learning=None, rows=LEARNED, replays=0, windows=NO_END):
         if model and model.config.vocab_size != 256:
             raise ValueError(f"the model must predict bytes (256 tokens), but it knows {model.config.vocab_size} tokens")
-        self.model, self.most_streams, self.mixing = model, most_streams, mixing
-        self.optimizers = [Optimizer(member, learning, windows * (1 + replays)) for member in members(model)] if learning else []
-        self.replays, self._past = replays, []
+        self.model, self.most_streams, self.mixing, self.rows, self.replays = model, most_streams, mixing, rows, replays
+        steps = windows * (1 + replays) // rows
+        self.optimizers = [Optimizer(member, learning, steps) for member in members(model)] if learning else []
+        self._new, self._past = [], []          # rows (inputs, targets) to learn from, and those learned from
 
     def streams(self, size):
         """S: how many streams a block of `size` bytes is cut into."""
@@ -64,17 +70,23 @@ class Predictor:
         """Those of `windows` that streams of that length are coded in."""
         return windows(length, self.model.config.block_size if self.model else CHUNK)
 
-    def window(self, inputs, first):
-        """Frequencies (T - first, S, 256) of what follows inputs[:, first:] in the window inputs (S, T), all at once."""
+    def together(self, S):
+        """How many windows of S streams the encoder takes at once: as many as pass before the next step of learning."""
+        most = max(1, TOGETHER // (S * self.model.config.block_size)) if self.model else 1
+        return min(most, -(-(self.rows - len(self._new)) // S)) if self.optimizers else most
+
+    def predict(self, inputs, spans):
+        """For each of the windows `spans`: frequencies (stop - start - first, S, 256) of what follows inputs (S, length)."""
         if not self.model:
-            return None
-        S, T = inputs.shape
-        frequencies = np.empty((T - first, S, 256), np.uint32)
-        together = max(1, ROWS_AT_ONCE // T)
-        for s in range(0, S, together):
-            logits = self.model.forward(inputs[s:s + together])[:, first:]
-            for row, stream in enumerate(logits):
-                frequencies[:, s + row] = to_frequencies(stream)
+            return [None] * len(spans)
+        S, frequencies = len(inputs), [np.empty((stop - start - first, len(inputs), 256), np.uint32) for start, first, stop in spans]
+        rows = [(inputs[s, start:stop], first, frequencies[w][:, s]) for w, (start, first, stop) in enumerate(spans) for s in range(S)]
+        for length, alike in groupby(rows, lambda row: len(row[0])):
+            alike, most = list(alike), max(1, TOGETHER // length)
+            for i in range(0, len(alike), most):
+                ids, firsts, outs = zip(*alike[i:i + most])
+                for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
+                    out[...] = to_frequencies(logits[first:])
         return frequencies
 
     def open(self, inputs):
@@ -87,17 +99,22 @@ class Predictor:
         return to_frequencies(self.model.step(symbols, self._cache))
 
     def told(self, inputs, targets):
-        """A window has passed: its inputs (S, T) and what followed each of them.  Learn from it, if it is full."""
+        """A window has passed: its inputs (S, T) and what followed each of them.  If it is full, learn from it, now or later."""
         if not self.optimizers or inputs.shape[1] < self.model.config.block_size:
             return
-        self._learn(inputs, targets)
+        self._new += zip(inputs.astype(np.uint8), targets.astype(np.uint8))
+        if len(self._new) < self.rows:
+            return
+        self._learn(self._new)
         if self.replays:
-            self._past += zip(inputs.astype(np.uint8), targets.astype(np.uint8))
+            self._past += self._new
+        self._new = []
         for _ in range(self.replays):
-            chosen = rng.integers(SCRATCH_SEED, "replay", self.optimizers[0].step_count, len(inputs), len(self._past))
-            self._learn(*(np.stack(rows).astype(np.int64) for rows in zip(*(self._past[i] for i in chosen))))
+            chosen = rng.integers(SCRATCH_SEED, "replay", self.optimizers[0].step_count, self.rows, len(self._past))
+            self._learn([self._past[i] for i in chosen])
 
-    def _learn(self, inputs, targets):
+    def _learn(self, rows):
+        inputs, targets = (np.stack(ids).astype(np.int64) for ids in zip(*rows))
         for member, optimizer in zip(members(self.model), self.optimizers):
             member.loss(inputs, targets)
             member.backward()
@@ -106,7 +123,7 @@ class Predictor:
 
 def static(model):
     """Predict with a trained model as it is."""
-    return Predictor(model, MOST_STREAMS["static"])
+    return Predictor(model, STREAMS)
 
 
 def online(model, size, primer=b""):
@@ -119,23 +136,28 @@ def online(model, size, primer=b""):
         for name, parameter in model.parameters().items():
             copy.parameters()[name].data[...] = parameter.data
         model = copy
-    return Predictor(model, MOST_STREAMS["online"], ONLINE, primed(size, primer, MOST_STREAMS["online"], gpt=True))
+    return Predictor(model, 1, primed(size, primer, gpt=True), ONLINE, learned(size))
 
 
 def scratch(size, primer=b""):
     """Predict by mixing, with a GPT that knows nothing but its seed, and learns: nothing is shared but this program."""
-    S, new = MOST_STREAMS["scratch"], SCRATCH.block_size // 2
-    return Predictor(GPT(SCRATCH, SCRATCH_SEED), S, SCRATCH_LEARNING, primed(size, primer, S, gpt=True), SCRATCH_REPLAYS,
-                     size // (S * new) + SPARE)
+    rows, new = learned(size), SCRATCH.block_size // 2
+    return Predictor(GPT(SCRATCH, SCRATCH_SEED), 1, primed(size, primer, gpt=True), SCRATCH_LEARNING, rows, SCRATCH_REPLAYS,
+                     size // new + SPARE * rows)
 
 
 def fast(size, primer=b""):
     """Predict by mixing alone, with fewer contexts."""
-    return Predictor(None, MOST_STREAMS["fast"], mixing=primed(size, primer, MOST_STREAMS["fast"], fast=True))
+    return Predictor(None, mixing=primed(size, primer, fast=True))
 
 
-def primed(size, primer, *arguments, **options):
-    mixing = Mixing(size + len(primer), *arguments, **options)
+def learned(size):
+    """How many rows make a step of learning: fewer in a short file, so that there are some steps."""
+    return max(1, min(size // 1024, LEARNED))
+
+
+def primed(size, primer, **options):
+    mixing = Mixing(size + len(primer), **options)
     if primer:
         mixing.prime(primer)
     return mixing
@@ -207,7 +229,7 @@ class Plain:
 
 def coder_of(predictor, layout, size, code=None):
     """The encoder of a block of `size` bytes, or the decoder of its code."""
-    return Mixer(predictor.mixing, layout, size, code) if predictor.mixing else Plain(layout, code)
+    return Mixer(predictor.mixing, size, code) if predictor.mixing else Plain(layout, code)
 
 
 def encode_block(predictor, data, progress=lambda count, taken: None):
@@ -215,11 +237,14 @@ def encode_block(predictor, data, progress=lambda count, taken: None):
     symbols it had, and how long the code is by now."""
     layout, inputs, symbols = lay_out(predictor, data)
     encoder = coder_of(predictor, layout, len(data))
-    for start, first, stop in predictor.windows(layout.length):
-        encoder.code(symbols, start + first, stop, predictor.window(inputs[:, start:stop], first))
-        if stop < layout.length:
-            predictor.told(inputs[:, start:stop], symbols[:, start:stop])
-        progress(layout.count(start + first, stop), len(encoder))
+    spans = list(predictor.windows(layout.length))
+    while spans:
+        now, spans = spans[:predictor.together(layout.S)], spans[predictor.together(layout.S):]
+        for (start, first, stop), frequencies in zip(now, predictor.predict(inputs, now)):
+            encoder.code(symbols, start + first, stop, frequencies)
+            if stop < layout.length:
+                predictor.told(inputs[:, start:stop], symbols[:, start:stop])
+            progress(layout.count(start + first, stop), len(encoder))
     return encoder.finish()
 
 

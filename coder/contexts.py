@@ -10,23 +10,25 @@ cache line, one miss.  The first number is a check on the hash, the others are s
      6 .. 0     the last six bits behind a leading 1: `011` reads "a 1, then another 1 came"; 0 if none came yet
 
 p says how often, the last bits say how lately.  A map of adaptive probabilities, one for each pair of the two, learns what
-they are worth in this context: whether one bit met once is a law or an accident.
+they are worth in this context: whether one bit met once is a law or an accident.  A second map, which fast mode does
+without, learns it of the last bits and the byte's bits so far: a law for letters may be an accident for commas.
 """
 
 import numpy as np
 from numba import njit
 
-from .logistic import ONE, adapt
+from .logistic import ONE, SHARES, adapt
 
 SLOTS = 16                          # numbers in a line: the check and 15 slots
 FRESH = np.uint32(2 ** 31)          # slots are kept with their highest bit flipped, so that 0 is p = 1/2, n = 0, no bits
 MOST_MET = 127
-SURPRISE = 15 * 2 ** 14             # the distance of p to a bit that was hardly expected: 15/16
+SURPRISE = 31 * 2 ** 13             # the distance of p to a bit that was hardly expected: 31/32
 SURE = 30                           # a context that has met so many bits speaks with its full voice
 PAIRS = 128 * 32                    # of the last bits, and p in 32 steps of its stretch
-MAP_LIMIT = 255
+NODES = 128 * 256                   # of the last bits, and the byte's bits so far
+MAP_LIMIT = 1023
 
-# A stream's fields, uint64.  What words and lines are is for text; to other data they are contexts like any other.
+# What is kept of the past, uint64.  What words and lines are is for text; to other data they are contexts like any other.
 (HISTORY,                           # the last 8 bytes
  WORD, WORD_1, WORD_2,              # hashes of the word so far (letters, in lower case; 0: none), and of those before
  WORD_LENGTH, LETTERS,              # of the word so far; the last 8 letters of words, a 0 between two words
@@ -34,8 +36,9 @@ MAP_LIMIT = 255
  LINE, LINE_1, FIRST,               # where the line began, and the one before; the first byte of the line
  SO_FAR, TITLE, TITLE_1,            # hashes: the line so far; the last one with a colon, up to there (who speaks); before
  FOUND, LENGTH,                     # of a match: where in the text the byte stands that it expects, and how long it is
- FOUND_1, LENGTH_1) = range(17)     # of a second one
-FIELDS = 17
+ FOUND_1, LENGTH_1,                 # of a second one
+ WORDS, SHAPE) = range(19)          # begun in the line so far; the last bytes, small letters in a row being one: `a`
+FIELDS = 19
 MATCHES = 2
 LEAST = np.array([8, 5])            # bytes that must be alike for a match to begin
 LONGEST_CHECK = 40                  # bytes that are compared when it does
@@ -43,7 +46,7 @@ LENGTHS = 64                        # steps into which lengths fall
 MATCH_LIMIT = 1023
 
 FAST = 7                            # contexts in fast mode: the first ones of `hash_contexts`
-ALL = 30
+ALL = 33
 ORDERS = 5                          # the first of them are of the orders 1, 2, 3, 4 and 6
 
 HASH = np.uint64(0x9E3779B97F4A7C15)            # odd, with no pattern in its bits
@@ -52,10 +55,13 @@ BYTE, ONE_64 = np.uint64(255), np.uint64(1)
 
 
 @njit(cache=True)
-def hash_contexts(stream, text, place, recent, hashes):
-    """Write the hash of each context of the next byte to hashes (N,) uint64, N = FAST or ALL."""
-    h = stream[HISTORY]
-    last, word, before, line = h & BYTE, stream[WORD], stream[WORD_1], np.int64(stream[LINE])
+def hash_contexts(past, text, place, recent, expected, length, hashes):
+    """Write the hash of each context of the next byte to hashes (N,) uint64, N = FAST or ALL.
+
+    expected, length: what `find_match` told of the last match.
+    """
+    h = past[HISTORY]
+    last, word, before, line = h & BYTE, past[WORD], past[WORD_1], np.int64(past[LINE])
     hashes[0] = last
     hashes[1] = h & np.uint64(0xFFFF)
     hashes[2] = h & np.uint64(0xFFFFFF)
@@ -65,69 +71,85 @@ def hash_contexts(stream, text, place, recent, hashes):
     hashes[6] = h & np.uint64(0xFFFFFFFFFF)
     if len(hashes) > FAST:
         pair, column, above = word * HASH + before, np.uint64(min(place - line, 255)), np.uint64(0)
-        if np.int64(stream[LINE_1]) + place - line < line:
-            above = np.uint64(text[np.int64(stream[LINE_1]) + place - line])
+        if np.int64(past[LINE_1]) + place - line < line:
+            above = np.uint64(text[np.int64(past[LINE_1]) + place - line])
         hashes[7] = np.uint64(0)
         hashes[8] = pair
-        hashes[9] = pair * HASH + stream[WORD_2]
-        hashes[10] = word * HASH + stream[WORD_2]
-        hashes[11] = word * HASH + stream[MARK]
-        hashes[12] = word * HASH + stream[FIRST]
+        hashes[9] = pair * HASH + past[WORD_2]
+        hashes[10] = word * HASH + past[WORD_2]
+        hashes[11] = word * HASH + past[MARK]
+        hashes[12] = word * HASH + past[FIRST]
         hashes[13] = before * HASH + last
         hashes[14] = before * HASH + (h & np.uint64(0xFFFF))
-        hashes[15] = stream[LETTERS] & np.uint64(0xFFFFFFFF)
-        hashes[16] = stream[LETTERS] & np.uint64(0xFFFFFFFFFF)
-        hashes[17] = stream[LETTERS] & np.uint64(0xFFFFFF)
+        hashes[15] = past[LETTERS] & np.uint64(0xFFFFFFFF)
+        hashes[16] = past[LETTERS] & np.uint64(0xFFFFFFFFFF)
+        hashes[17] = past[LETTERS] & np.uint64(0xFFFFFF)
         hashes[18] = recent[0, last] & np.uint64(0xFFFFFF)
         hashes[19] = (recent[1, h & np.uint64(0xFFFF)] & np.uint64(0xFFFF)) << np.uint64(8) | last
         hashes[20] = recent[1, h & np.uint64(0xFFFF)] & np.uint64(0xFFFFFF)
         hashes[21] = column << np.uint64(8) | last
-        hashes[22] = stream[WORD_LENGTH] << np.uint64(16) | above << np.uint64(8) | last
+        hashes[22] = past[WORD_LENGTH] << np.uint64(16) | above << np.uint64(8) | last
         hashes[23] = above << np.uint64(8) | column
         hashes[24] = h & np.uint64(0xFFFF00)
         hashes[25] = h & np.uint64(0xFFFFFF00)
         hashes[26] = h & np.uint64(0xFFFF0000)
         hashes[27] = h & np.uint64(0xF8F8F8F8FF)
-        hashes[28] = stream[TITLE] * HASH + word
-        hashes[29] = stream[TITLE_1] * HASH + (h & np.uint64(0xFFFFFF))
+        hashes[28] = past[TITLE] * HASH + word
+        hashes[29] = past[TITLE_1] * HASH + (h & np.uint64(0xFFFFFF))
+        hashes[30] = np.uint64(expected << 16 | min(length, 15) << 8) | last
+        hashes[31] = past[WORDS] << np.uint64(16) | past[WORD_LENGTH] << np.uint64(8) | last
+        hashes[32] = past[SHAPE] * HASH + last
     for i in range(len(hashes)):
         hashes[i] = (hashes[i] + np.uint64(i + 1) * HASH_1) * HASH
 
 
 @njit(cache=True)
-def remember(stream, text, place, recent, byte):
-    """The next byte of the stream is known, and stands at text[place]."""
-    text[place] = byte + 1
-    h = stream[HISTORY]
-    stream[HISTORY] = h << np.uint64(8) | np.uint64(byte)
+def remember(past, text, place, recent, byte):
+    """The next byte is known, and stands at text[place]."""
+    text[place] = byte
+    h = past[HISTORY]
+    past[HISTORY] = h << np.uint64(8) | np.uint64(byte)
     last, two = h & BYTE, h & np.uint64(0xFFFF)
     recent[0, last] = recent[0, last] << np.uint64(8) | np.uint64(byte)
     recent[1, two] = recent[1, two] << np.uint64(8) | np.uint64(byte)
     for k in range(MATCHES):
         found, length = FOUND + 2 * k, LENGTH + 2 * k
-        if stream[length]:
-            alike = text[np.int64(stream[found])] == byte + 1
-            stream[length] = stream[length] + ONE_64 if alike else np.uint64(0)
-            stream[found] += ONE_64
+        if past[length]:
+            alike = text[np.int64(past[found])] == byte
+            past[length] = past[length] + ONE_64 if alike else np.uint64(0)
+            past[found] += ONE_64
     letter = byte | 32 if 65 <= byte <= 90 else byte
     small = 97 <= letter <= 122
     if small or letter >= 128 or 48 <= letter <= 57 or letter == 39:
-        stream[WORD] = (stream[WORD] + np.uint64(letter)) * HASH_1 ^ stream[WORD] >> np.uint64(13)
-        stream[WORD_LENGTH] = min(stream[WORD_LENGTH] + ONE_64, BYTE)
-        stream[LETTERS] = stream[LETTERS] << np.uint64(8) | np.uint64(letter)
-    elif stream[WORD]:
-        stream[WORD_2], stream[WORD_1] = stream[WORD_1], stream[WORD]
-        stream[WORD], stream[WORD_LENGTH], stream[LETTERS] = np.uint64(0), np.uint64(0), stream[LETTERS] << np.uint64(8)
+        past[WORD] = (past[WORD] + np.uint64(letter)) * HASH_1 ^ past[WORD] >> np.uint64(13)
+        past[WORDS] += np.uint64(past[WORD_LENGTH] == 0)
+        past[WORD_LENGTH] = min(past[WORD_LENGTH] + ONE_64, BYTE)
+        past[LETTERS] = past[LETTERS] << np.uint64(8) | np.uint64(letter)
+    elif past[WORD]:
+        past[WORD_2], past[WORD_1] = past[WORD_1], past[WORD]
+        past[WORD], past[WORD_LENGTH], past[LETTERS] = np.uint64(0), np.uint64(0), past[LETTERS] << np.uint64(8)
     if byte != 32 and not small:
-        stream[MARK] = np.uint64(byte)
-    if np.int64(stream[LINE]) == place:
-        stream[FIRST] = np.uint64(byte)
-    stream[SO_FAR] = (stream[SO_FAR] + np.uint64(byte)) * HASH_1
+        past[MARK] = np.uint64(byte)
+    kind = np.uint64((97 if byte == letter else 65) if small else byte)
+    if kind != 97 or past[SHAPE] & BYTE != kind:              # small letters in a row count once
+        past[SHAPE] = past[SHAPE] << np.uint64(8) | kind
+    if np.int64(past[LINE]) == place:
+        past[FIRST] = np.uint64(byte)
+    past[SO_FAR] = (past[SO_FAR] + np.uint64(byte)) * HASH_1
     if byte == 58:
-        stream[TITLE_1], stream[TITLE] = stream[TITLE], stream[SO_FAR]
+        past[TITLE_1], past[TITLE] = past[TITLE], past[SO_FAR]
     if byte == 10:
-        stream[LINE_1], stream[LINE] = stream[LINE], np.uint64(place + 1)
-        stream[FIRST] = stream[SO_FAR] = np.uint64(0)
+        past[LINE_1], past[LINE] = past[LINE], np.uint64(place + 1)
+        past[FIRST] = past[SO_FAR] = past[WORDS] = np.uint64(0)
+
+
+def after_bits():
+    """(128,) uint32, entries of `adapt`: the mean of the last bits, behind a leading 1."""
+    p = [2 ** 21, 2 ** 21]
+    for bits in range(2, 128):
+        before = p[bits >> 1]
+        p.append(before + (((bits & 1) << 22) - before) * int(SHARES[bits.bit_length() - 2]) // ONE)
+    return np.array(p, np.uint32) << 10
 
 
 # --- lines and slots --------------------------------------------------------------------------------------------------
@@ -173,15 +195,17 @@ def _find(table, hashed, mask):
 
 
 # A context gives the mixer three inputs: the stretch of p, what the map makes of p and the last bits, and the latter as
-# it is, less 1/2, which counts for little where nothing is certain, and for less the fewer bits were met.  A context that
-# was never met says nothing: 0.
+# it is, less 1/2, which counts for little where nothing is certain, and for less the fewer bits were met.  The
+# second map gives a fourth one.  A context that was never met says nothing: 0.
 @njit(cache=True)
-def ask_slots(table, lines, node, maps, places, inputs, stretch):
-    """Write 3 inputs for each context, and the place in maps (N, PAIRS) where it was looked up, or -1.
+def ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch):
+    """Write 3 or 4 inputs for each context, and the place in maps (N, PAIRS) where it was looked up, or -1.
+
+    byte: its bits so far, behind a leading 1.  nodes: (N, NODES), or (0, NODES) for 3 inputs.
 
     Return how many of the first ORDERS contexts were met before.
     """
-    met = 0
+    met, second, at = 0, len(nodes) > 0, 0
     for i in range(len(lines)):
         slot = np.int64(table[lines[i], node] ^ FRESH)
         bits = slot & 127
@@ -189,22 +213,28 @@ def ask_slots(table, lines, node, maps, places, inputs, stretch):
             x = np.int64(stretch[slot >> 16])
             places[i] = bits << 5 | (min(max(x, -2047), 2047) + 2048) >> 7
             p = np.int64(maps[i, places[i]] >> np.uint32(16))
-            inputs[3 * i], inputs[3 * i + 1] = x, stretch[p]
-            inputs[3 * i + 2] = (p - ONE // 2) * (min(slot >> 7 & 127, SURE) + 2) >> 10
+            inputs[at], inputs[at + 1] = x, stretch[p]
+            inputs[at + 2] = (p - ONE // 2) * (min(slot >> 7 & 127, SURE) + 2) >> 10
+            if second:
+                inputs[at + 3] = stretch[nodes[i, bits << 8 | byte] >> np.uint32(16)]
             met += i < ORDERS
         else:
             places[i] = -1
-            inputs[3 * i], inputs[3 * i + 1], inputs[3 * i + 2] = 0, 0, 0
+            for j in range(at, at + 3 + second):
+                inputs[j] = 0
+        at += 3 + second
     return met
 
 
 @njit(cache=True)
-def tell_slots(table, lines, node, maps, places, bit, shares):
+def tell_slots(table, lines, node, byte, maps, nodes, places, bit, shares):
     for i in range(len(lines)):
         slot = np.int64(table[lines[i], node] ^ FRESH)
         bits, n, p = slot & 127, slot >> 7 & 127, slot >> 14
         if places[i] >= 0:                  # not `if bits`: two contexts may have come to share a line
             adapt(maps, i, places[i], bit, MAP_LIMIT, shares)
+            if len(nodes):
+                adapt(nodes, i, bits << 8 | byte, bit, MAP_LIMIT, shares)
         distance = (bit << 18) - p
         if abs(distance) > SURPRISE:
             n >>= 1
@@ -219,24 +249,21 @@ def tell_slots(table, lines, node, maps, places, bit, shares):
 # --- the longest match ------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
-def find_match(stream, k, text, place, seen):
+def find_match(past, k, text, place, seen):
     """The byte that the k-th match expects, plus 256, and the length of the match: 0, 0 if there is none.
 
-    text (size + 1,) int16 has each byte plus 1, or 0 where it is not known yet: streams may match what others wrote.
     seen (MATCHES, 2^18) int32 has the last place where LEAST[k] bytes of that hash ended.
     """
-    least, found, length = LEAST[k], np.int64(stream[FOUND + 2 * k]), np.int64(stream[LENGTH + 2 * k])
-    hashed = (stream[HISTORY] << np.uint64(64 - 8 * least)) * HASH >> np.uint64(46)
+    least, found, length = LEAST[k], np.int64(past[FOUND + 2 * k]), np.int64(past[LENGTH + 2 * k])
+    hashed = (past[HISTORY] << np.uint64(64 - 8 * least)) * HASH >> np.uint64(46)
     if not length:
         found = np.int64(seen[k, hashed])
-        while length < min(LONGEST_CHECK, found, place) and text[found - 1 - length] == text[place - 1 - length] > 0:
+        while length < min(LONGEST_CHECK, found, place) and text[found - 1 - length] == text[place - 1 - length]:
             length += 1
         length = length if length >= least else 0
     seen[k, hashed] = place
-    if not text[found]:
-        length = 0
-    stream[FOUND + 2 * k], stream[LENGTH + 2 * k] = np.uint64(found), np.uint64(length)
-    return (255 + np.int64(text[found]), length) if length else (0, 0)
+    past[FOUND + 2 * k], past[LENGTH + 2 * k] = np.uint64(found), np.uint64(length)
+    return (256 + np.int64(text[found]), length) if length else (0, 0)
 
 
 @njit(cache=True)

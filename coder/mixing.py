@@ -11,9 +11,7 @@ Encoder and decoder go the same way through `_code`; the bit comes from the data
 The GPT tells a byte's 256 frequencies.  Of the next bit, given the bits before it, they tell the probability as well: of
 the bytes that begin so, those that go on with a 1, by all.
 
-A block's S streams take turns, a byte each.  They share all that is learned; each has its own past, and the text of the
-others to find matches in.  The state goes on from block to block, and before the first one may come a text that both sides
-know: the primer.
+The state goes on from block to block, and before the first one may come a text that both sides know: the primer.
 """
 
 from typing import NamedTuple
@@ -21,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTH, LENGTHS, LINE, MATCH_LIMIT, MATCHES, PAIRS, SLOTS, WORD_LENGTH,
-                       ask_slots, find_lines, find_match, hash_contexts, remember, step_of, tell_slots)
+from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCH_LIMIT, MATCHES, NODES, PAIRS, SLOTS,
+                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, hash_contexts, remember, step_of,
+                       tell_slots)
 from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
 from .range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
 
@@ -30,7 +29,7 @@ SETS = 256, 16 * 8, 256                     # mixers choose weights by: the byte
 MORE_SETS = 256, 256, 256                   # and, but in fast mode: the byte before; the word; the place in the line
 GPT_SET = 16 * 8                            # how sure the GPT is, and the orders met
 GPT_INPUTS = 3
-FIRST_RATE, LEAST_RATE, SLOWER = 20, 3, 1024        # of the mixers: less by 1 after so many bytes each, down to the least
+FIRST_RATE, LEAST_RATE, SLOWER = 20, 3, 2048        # of the mixers: less by 1 after so many bytes each, down to the least
 FINAL_RATE = 2
 SHARE, MORE_SHARE, GPT_SHARE = 0.12, 0.05, 0.2      # weights to begin with
 KEPT = 0.75                                 # of the weights that were learned from a primer, if the GPT joins in afterwards
@@ -38,16 +37,16 @@ MOST_LINES = 22                             # 2^22 lines of 64 bytes: 256 MiB
 RATE, TIME = 0, 1
 BY_LAST, BY_THREE, BY_GPT = range(3)        # the maps that refine
 
-NO_FREQUENCIES = np.empty((0, 0, 256), np.uint32)
-NO_TRACE = np.empty((0, 0, 8), np.uint16)
+NO_FREQUENCIES = np.empty((0, 256), np.uint32)
 
 
 class Memory(NamedTuple):
     """All that both sides change alike."""
-    text: np.ndarray        # (size + 1,) int16: every byte where it stands, plus 1; 0 where it is not known yet
-    streams: np.ndarray     # (S, FIELDS) uint64
+    text: np.ndarray        # (size,) uint8: every byte where it stands
+    past: np.ndarray        # (FIELDS,) uint64
     table: np.ndarray       # (lines, SLOTS) uint32
     maps: np.ndarray        # (N, PAIRS) uint32
+    nodes: np.ndarray       # (N, NODES) uint32, but (0, NODES) in fast mode
     recent: np.ndarray      # (2, 2^16) uint64: the last 8 bytes that came after a byte, after a pair of bytes
     seen: np.ndarray        # (MATCHES, 2^18) int32
     lengths: np.ndarray     # (MATCHES, 2 * LENGTHS) uint32: whether a match of this length that expects this bit was right
@@ -62,26 +61,28 @@ class Memory(NamedTuple):
 
 
 class Mixing:
-    """The model of a file of `size` bytes, primer included, in at most `streams` streams, with or without a GPT."""
+    """The model of a file of `size` bytes, primer included, with or without a GPT."""
 
-    def __init__(self, size, streams=1, gpt=False, fast=False):
+    def __init__(self, size, gpt=False, fast=False):
         self.gpt, self.end = gpt, 0
         N, sets = FAST if fast else ALL, [*SETS, *MORE_SETS * (not fast), *[GPT_SET] * gpt]
         K, rows = len(sets), np.cumsum([0, *sets])
-        n = 3 * N + 2 * MATCHES + 1 + GPT_INPUTS * gpt
+        each = 3 if fast else 4                                         # inputs of a context
+        n = each * N + 2 * MATCHES + 1 + GPT_INPUTS * gpt
         lines = 1 << min(max((size * N).bit_length() - 2, 12), MOST_LINES)      # text needs about one for 4 contexts
         edges = np.clip(np.arange(32) * 128 - 2048 + 64, -LIMIT, LIMIT) + LIMIT
         surprise = ONE // (2 * np.arange(LENGTHS) + 4)                  # the chance that a match of this length is wrong
         self.memory = Memory(
-            text=np.zeros(size + 1, np.int16), streams=np.zeros((streams, FIELDS), np.uint64),
+            text=np.zeros(size, np.uint8), past=np.zeros(FIELDS, np.uint64),
             table=np.zeros((lines, SLOTS), np.uint32), maps=np.tile(SQUASH[edges].astype(np.uint32) << 16, (N, PAIRS // 32)),
+            nodes=np.tile(after_bits().repeat(NODES // 128), (N * (not fast), 1)),
             recent=np.zeros((2, 2 ** 16), np.uint64), seen=np.zeros((MATCHES, 2 ** 18), np.int32),
             lengths=np.tile(np.stack([surprise, ONE - surprise], 1).astype(np.uint32).reshape(-1) << 16, (MATCHES, 1)),
             weights=np.zeros((rows[-1], n), np.int32), final=np.full((256, K), WEIGHT // K, np.int32),
             refining=np.tile(straight(2 ** 16), (2 + gpt, 1)), first_rows=rows[:-1].astype(np.int64),
             control=np.array([FIRST_RATE, 0]), squash=SQUASH, stretch=STRETCH, shares=SHARES)
         weights, share = self.memory.weights, int(WEIGHT * (SHARE if fast else MORE_SHARE))
-        weights[:, 0:3 * N:3] = weights[:, 1:3 * N:3] = weights[:, 3 * N:3 * N + 2 * MATCHES:2] = share
+        weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + 2 * MATCHES:2] = share
         self._trust_gpt()
 
     def _trust_gpt(self):
@@ -90,51 +91,39 @@ class Mixing:
 
     def prime(self, data):
         """Learn from data (bytes), before the first block."""
-        self.begin(1, np.zeros(1, np.int64), len(data), 1)
-        symbols = np.frombuffer(data, np.uint8).astype(np.int64)[None]
-        _code(self.memory, *start_encoding(), symbols, self._starts, 0, len(data), 1, NO_FREQUENCIES, NO_TRACE, False, False)
+        symbols = np.frombuffer(data, np.uint8).astype(np.int64)
+        _code(self.memory, *start_encoding(), symbols, self.begin(len(data)), NO_FREQUENCIES, False, False)
         if self.gpt:
             self.memory.weights[...] = self.memory.weights.astype(np.int64) * int(KEPT * 256) >> 8
             self._trust_gpt()
 
-    def begin(self, S, starts, size, longer):
-        """A block of `size` bytes begins, cut into S streams at starts (S,); the first `longer` have a byte more.
-
-        The first stream goes on where the block before ended.
-        """
-        streams = self.memory.streams
-        if S > len(streams) or self.end + size >= len(self.memory.text):
-            raise ValueError("the mixing model was made for less, or for fewer streams")
-        if self.end:
-            streams[0] = streams[self._last]
-        streams[1:] = 0
-        streams[:, [LENGTH, LENGTH + 2]] = 0
-        self._starts, self._longer, self._last = self.end + np.asarray(starts, np.int64), longer, S - 1
-        streams[1:S, LINE] = self._starts[1:]
+    def begin(self, size):
+        """A block of `size` bytes begins: where in the text."""
+        if self.end + size > len(self.memory.text):
+            raise ValueError("the mixing model was made for less")
         self.end += size
+        return self.end - size
 
 
 class Mixer:
     """The bits of one block, mixed and coded: an encoder, or the decoder of a code (bytes)."""
 
-    def __init__(self, mixing, layout, size, code=None):
-        self.mixing, self.decoding, self.length = mixing, code is not None, layout.length
-        mixing.begin(layout.S, layout.starts, size, layout.longer)
+    def __init__(self, mixing, size, code=None):
+        self.mixing, self.decoding, self._place = mixing, code is not None, mixing.begin(size)
         if self.decoding:
             self._out = np.frombuffer(bytes(code), np.uint8).copy()
             self._state = start_decoding(self._out)
         else:
             self._state, self._out = start_encoding()
 
-    def code(self, symbols, start, stop, frequencies=None, trace=NO_TRACE):
-        """Encode symbols[:, start:stop], of (S, length) int64, or decode them into there.
+    def code(self, symbols, start, stop, frequencies=None):
+        """Encode symbols[0, start:stop], of (1, length) int64, or decode them into there.
 
-        frequencies: (stop - start, S, 256) uint32, the GPT's.  trace (S, length, 8) uint16 gets the p of each bit coded.
+        frequencies: (stop - start, 1, 256) uint32, the GPT's.
         """
-        mixing, mixes = self.mixing, frequencies is not None
-        self._out = _code(mixing.memory, self._state, self._out, symbols, mixing._starts, start, stop,
-                          mixing._longer if stop == self.length else len(symbols),
-                          np.ascontiguousarray(frequencies) if mixes else NO_FREQUENCIES, trace, True, self.decoding)
+        mixes = frequencies is not None
+        self._out = _code(self.mixing.memory, self._state, self._out, symbols[0, start:stop], self._place + start,
+                          np.ascontiguousarray(frequencies[:, 0]) if mixes else NO_FREQUENCIES, True, self.decoding)
 
     def __len__(self):
         return int(self._state[2])
@@ -148,101 +137,99 @@ class Mixer:
 
 
 @njit(cache=True)
-def _code(memory, state, out, symbols, starts, start, stop, last_active, frequencies, trace, coded, decoding):
-    """Mixer.code; last_active: how many streams have a symbol at the last place.  Returns the buffer, maybe a larger one."""
-    (text, streams, table, maps, recent, seen, lengths, weights, final, refining, first_rows, control, squash, stretch,
-     shares) = memory
+def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
+    """Mixer.code, of symbols (n,) that stand from `start` on in the text.  Returns the buffer, maybe a larger one."""
+    (text, past, table, maps, nodes, recent, seen, lengths, weights, final, refining, first_rows, control, squash,
+     stretch, shares) = memory
     N, n, K, gpt = len(maps), weights.shape[1], len(first_rows), len(frequencies) > 0
     hashes, lines, places = np.empty(N, np.uint64), np.empty(N, np.uint64), np.zeros(N, np.int64)
     inputs, outs, rows = np.zeros(n, np.int32), np.zeros(K, np.int32), np.empty(K, np.int64)
     expected, length, met_at = np.zeros(MATCHES, np.int64), np.zeros(MATCHES, np.int64), np.zeros(MATCHES, np.int64)
-    first_match, from_gpt = 3 * N, 3 * N + 2 * MATCHES + 1
+    first_match = (4 if len(nodes) else 3) * N
+    from_gpt = first_match + 2 * MATCHES + 1
     inputs[from_gpt - 1] = 256                                          # 1.0: its weight is a bias
     low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
-    for t in range(start, stop):
-        for s in range(len(starts) if t < stop - 1 else last_active):
-            place, stream, symbol, byte = starts[s] + t, streams[s], symbols[s, t], 1
-            hash_contexts(stream, text, place, recent, hashes)
+    for t in range(len(symbols)):
+        place, symbol, byte = start + t, symbols[t], 1
+        for k in range(MATCHES):
+            expected[k], length[k] = find_match(past, k, text, place, seen)
+        hash_contexts(past, text, place, recent, expected[-1], length[-1], hashes)
+        three = np.int64(past[HISTORY] & np.uint64(0xFFFFFF))
+        last, sure = three & 255, min(length[0], 31) >> 1
+        if gpt:
+            low, width, total = 0, 256, _sum(frequencies, t, 0, 256)
+        if coded and not decoding:
+            out = make_room(state, out)
+        for bit in range(8):                                        # byte: a 1, then the bits so far
+            if bit & 3 == 0:
+                find_lines(table, hashes, byte if bit else 0, lines)
+                node = 1
+            # predict
+            met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
             for k in range(MATCHES):
-                expected[k], length[k] = find_match(stream, k, text, place, seen)
-            past = np.int64(stream[HISTORY] & np.uint64(0xFFFFFF))
-            last, sure = past & 255, min(length[0], 31) >> 1
+                at, met_at[k] = first_match + 2 * k, -1
+                inputs[at], inputs[at + 1] = 0, 0
+                if expected[k] >> 8 - bit == byte:
+                    met_at[k] = 2 * step_of(length[k]) + (expected[k] >> 7 - bit & 1)
+                    p = np.int64(lengths[k, met_at[k]] >> np.uint32(16))
+                    inputs[at], inputs[at + 1] = stretch[p], (p - ONE // 2) >> 4
+                elif k == 0:
+                    sure = 0
+            rows[0], rows[1], rows[2] = byte, sure * 8 + met, last
+            if K > 5:
+                rows[3] = three >> 8 & 255
+                rows[4] = min(np.int64(past[WORD_LENGTH]), 15) * 16 + bit * 2 + (met_at[1] >= 0)
+                rows[5] = min(place - np.int64(past[LINE]), 255)
             if gpt:
-                low, width, total = 0, 256, _sum(frequencies, t - start, s, 0, 256)
-            if coded and not decoding:
-                out = make_room(state, out)
-            for bit in range(8):                                        # byte: a 1, then the bits so far
-                if bit & 3 == 0:
-                    find_lines(table, hashes, byte if bit else 0, lines)
-                    node = 1
-                # predict
-                met = ask_slots(table, lines, node, maps, places, inputs, stretch)
-                for k in range(MATCHES):
-                    at, met_at[k] = first_match + 2 * k, -1
-                    inputs[at], inputs[at + 1] = 0, 0
-                    if expected[k] >> 8 - bit == byte:
-                        met_at[k] = 2 * step_of(length[k]) + (expected[k] >> 7 - bit & 1)
-                        p = np.int64(lengths[k, met_at[k]] >> np.uint32(16))
-                        inputs[at], inputs[at + 1] = stretch[p], (p - ONE // 2) >> 4
-                    elif k == 0:
-                        sure = 0
-                rows[0], rows[1], rows[2] = byte, sure * 8 + met, last
-                if K > 5:
-                    rows[3] = past >> 8 & 255
-                    rows[4] = min(np.int64(stream[WORD_LENGTH]), 15) * 16 + bit * 2 + (met_at[1] >= 0)
-                    rows[5] = min(place - np.int64(stream[LINE]), 255)
-                if gpt:
-                    width >>= 1
-                    ones = _sum(frequencies, t - start, s, low + width, low + 2 * width)
-                    p = min(max((ones << 16) // total, 1), ONE - 1)
-                    heard = np.int64(stretch[p])
-                    inputs[from_gpt], inputs[from_gpt + 1] = heard, (p - ONE // 2) >> 4
-                    p, refined_gpt = refine(refining, BY_GPT, byte | last << 8, heard)
-                    inputs[from_gpt + 2] = stretch[p]
-                if n > from_gpt:
-                    rows[K - 1] = (min(abs(heard), 2047) >> 7) * 8 + met
-                for k in range(K):
-                    rows[k] += first_rows[k]
-                    outs[k] = dot(weights, rows[k], inputs)
-                x = dot(final, byte, outs)
-                mixed = np.int64(squash[x + LIMIT])
-                by_last, last_at = refine(refining, BY_LAST, byte | last << 8, x)
-                by_three, three_at = refine(refining, BY_THREE, (past * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0xFFFF, x)
-                p = (2 * mixed + by_last + by_three + 2) >> 2
-                # code
-                if decoding:
-                    y = decode_bit(state, out, p)
-                else:
-                    y = symbol >> 7 - bit & 1
-                    if coded:
-                        encode_bit(state, out, p, y)
-                if len(trace):
-                    trace[s, t, bit] = p if y else ONE - p
-                # learn
-                tell_slots(table, lines, node, maps, places, y, shares)
-                for k in range(MATCHES):
-                    if met_at[k] >= 0:
-                        adapt(lengths, k, met_at[k], y, MATCH_LIMIT, shares)
-                for k in range(K):
-                    learn(weights, rows[k], inputs, (y << 16) - np.int64(squash[outs[k] + LIMIT]), control[RATE])
-                learn(final, byte, outs, (y << 16) - mixed, FINAL_RATE)
-                corrected(refining, BY_LAST, last_at, y)
-                corrected(refining, BY_THREE, three_at, y)
-                if gpt:
-                    corrected(refining, BY_GPT, refined_gpt, y)
-                    low, total = (low + width, ones) if y else (low, total - ones)
-                byte, node = byte << 1 | y, node << 1 | y
-            symbols[s, t] = byte & 255
-            remember(stream, text, place, recent, byte & 255)
-            control[TIME] += 1
-            if control[TIME] % SLOWER == 0 and control[RATE] > LEAST_RATE:
-                control[RATE] -= 1
+                width >>= 1
+                ones = _sum(frequencies, t, low + width, low + 2 * width)
+                p = min(max((ones << 16) // total, 1), ONE - 1)
+                heard = np.int64(stretch[p])
+                inputs[from_gpt], inputs[from_gpt + 1] = heard, (p - ONE // 2) >> 4
+                p, refined_gpt = refine(refining, BY_GPT, byte | last << 8, heard)
+                inputs[from_gpt + 2] = stretch[p]
+            if n > from_gpt:
+                rows[K - 1] = (min(abs(heard), 2047) >> 7) * 8 + met
+            for k in range(K):
+                rows[k] += first_rows[k]
+                outs[k] = dot(weights, rows[k], inputs)
+            x = dot(final, byte, outs)
+            mixed = np.int64(squash[x + LIMIT])
+            by_last, last_at = refine(refining, BY_LAST, byte | last << 8, x)
+            by_three, three_at = refine(refining, BY_THREE, (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0xFFFF, x)
+            p = (2 * mixed + by_last + by_three + 2) >> 2
+            # code
+            if decoding:
+                y = decode_bit(state, out, p)
+            else:
+                y = symbol >> 7 - bit & 1
+                if coded:
+                    encode_bit(state, out, p, y)
+            # learn
+            tell_slots(table, lines, node, byte, maps, nodes, places, y, shares)
+            for k in range(MATCHES):
+                if met_at[k] >= 0:
+                    adapt(lengths, k, met_at[k], y, MATCH_LIMIT, shares)
+            for k in range(K):
+                learn(weights, rows[k], inputs, (y << 16) - np.int64(squash[outs[k] + LIMIT]), control[RATE])
+            learn(final, byte, outs, (y << 16) - mixed, FINAL_RATE)
+            corrected(refining, BY_LAST, last_at, y)
+            corrected(refining, BY_THREE, three_at, y)
+            if gpt:
+                corrected(refining, BY_GPT, refined_gpt, y)
+                low, total = (low + width, ones) if y else (low, total - ones)
+            byte, node = byte << 1 | y, node << 1 | y
+        symbols[t] = byte & 255
+        remember(past, text, place, recent, byte & 255)
+        control[TIME] += 1
+        if control[TIME] % SLOWER == 0 and control[RATE] > LEAST_RATE:
+            control[RATE] -= 1
     return out
 
 
 @njit(cache=True)
-def _sum(frequencies, t, s, start, stop):
+def _sum(frequencies, t, start, stop):
     total = np.int64(0)
     for i in range(start, stop):
-        total += np.int64(frequencies[t, s, i])
+        total += np.int64(frequencies[t, i])
     return total

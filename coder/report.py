@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .codec import ROWS_AT_ONCE, lay_out
+from .codec import TOGETHER, lay_out, static
 from .compressor import BLOCK_BITS
 from .container import CoderError
 from .frequencies import to_frequencies
-from .logistic import ONE
-from .mixing import Mixer
 
 PLACES, APART, AROUND = 20, 12, (28, 12)    # surprises: how many, at least so far apart, with so much text on either side
 WIDTH = 96                                  # of a line in the terminal
@@ -24,43 +22,33 @@ VISIBLE = {"\n": "↵", "\t": "→"}
 
 class Costs(NamedTuple):
     ideal: np.ndarray       # (N,) bits of each byte: -log2 of the GPT's own probability, softmax and all in float64
-    integer: np.ndarray     # (N,) bits, by the integers that the range coder is given: the GPT's frequencies, or mixed bits
+    integer: np.ndarray     # (N,) bits, by the integers that the range coder is given
     guesses: np.ndarray     # (N,) uint8: the byte that the GPT held likeliest
     fresh: np.ndarray       # (N,) bool: the first byte of a stream, of which nothing was known
 
 
-def costs(predictor, data, progress=lambda count: None):
-    """The Costs of data (bytes, at least one) as `compress` codes it, with a GPT: the same blocks, streams and windows."""
+def costs(model, data, progress=lambda count: None):
+    """The Costs of data (bytes, at least one) as static codes it: the same blocks, streams and windows."""
     size = 1 << BLOCK_BITS
-    parts = [_block_costs(predictor, data[start:start + size], progress) for start in range(0, len(data), size)]
+    parts = [_block_costs(static(model), data[start:start + size], progress) for start in range(0, len(data), size)]
     return Costs(*map(np.concatenate, zip(*parts)))
 
 
 def _block_costs(predictor, data, progress):
-    (layout, inputs, symbols), model = lay_out(predictor, data), predictor.model
+    layout, inputs, symbols = lay_out(predictor, data)
     ideal, integer = np.empty(symbols.shape), np.empty(symbols.shape)
     guesses, fresh = np.empty(symbols.shape, np.uint8), np.zeros(symbols.shape, bool)
     fresh[:, 0] = True
-    mixer = Mixer(predictor.mixing, layout, len(data)) if predictor.mixing else None
-    mixed = np.full((*symbols.shape, 8), ONE - 1, np.uint16)
     for start, first, stop in predictor.windows(layout.length):
-        frequencies = np.empty((layout.S, stop - start - first, 256), np.uint32)
-        together = max(1, ROWS_AT_ONCE // (stop - start))
+        together = max(1, TOGETHER // (stop - start))
         for s in range(0, layout.S, together):
             new = slice(s, s + together), slice(start + first, stop)
-            logits = model.forward(inputs[s:s + together, start:stop])[:, first:]           # (S, new, 256)
-            frequencies[s:s + together] = to_frequencies(logits.reshape(-1, 256)).reshape(logits.shape)
-            integer[new] = _bits(frequencies[s:s + together].astype(np.float64), symbols[new])
+            logits = predictor.model.forward(inputs[s:s + together, start:stop])[:, first:]             # (S, new, 256)
+            integer[new] = _bits(to_frequencies(logits.reshape(-1, 256)).reshape(logits.shape).astype(np.float64), symbols[new])
             guesses[new] = logits.argmax(-1)
             logits = logits.astype(np.float64)
             ideal[new] = _bits(np.exp(logits - logits.max(-1, keepdims=True)), symbols[new])
-        if mixer is not None:
-            mixer.code(symbols, start + first, stop, frequencies.swapaxes(0, 1), mixed)
-        if stop < layout.length:
-            predictor.told(inputs[:, start:stop], symbols[:, start:stop])
         progress(layout.S * (stop - start - first))
-    if mixer is not None:
-        integer = -np.log2(mixed / ONE).sum(-1)
     there = np.ones(symbols.shape, bool)
     there[layout.longer:, -1] = False
     return tuple(rows[there] for rows in (ideal, integer, guesses, fresh))
@@ -73,7 +61,7 @@ def _bits(weights, symbols):
 
 class Character(NamedTuple):
     text: str               # the character; a byte that is no UTF-8 is a lone surrogate, as Python has it
-    bits: float             # what all its bytes cost together: ideally, or as they were mixed
+    bits: float             # what all its bytes cost together
     expected: str           # what the model held likeliest
     fresh: bool             # the first of a stream
 

@@ -17,11 +17,11 @@ from .logistic import SQUASH, STRETCH
 EXPECTED = {
     "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
     "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "89947f4f5a863d35c66e5826291d97b7664468a5d40ceae81f8f409f1b31a585",
-    "online, primed: code": "734450f75b4e3981f5992bfb5d3e9cb561cc0704a6c5b210e08479351d7be72d",
-    "two models, online: code": "a5ce57616227602d67711d7313572792fa62bc59879d1c762718fa8bf0ad1f33",
-    "fast: code": "09aa51201c901ae642e1ea9ec93e164a732e04550f711d83f031aeb2b4939c7a",
-    "scratch: file": "ce6a827870b605ecfd0a3a3e38ef191672506e7e9c3e814ba6463b5d4430c8fe",
+    "online: code": "3729be4b0e0176e5d602eb2d8ff533cd57adea91203763086a6aef892617e9f8",
+    "online, primed: code": "d76aa16808fdae32549de99c7b94d9d6548ac1676c4d6f158db397cdadc03732",
+    "two models, online: code": "5a80f032715bea73dd900266a89ad29b5be385480dd3cab6d30764c5ee489d44",
+    "fast: code": "61d0d26d3898316eeb5d58b6dd7e85bb0595a3b1e59bf913dc7fa657a247dd38",
+    "scratch: file": "47eda853325e33e1b8c727b7c780f4e187a684a6b74d202a0287ace092baa6a1",
 }
 LICENSE = b"""\
 MIT License

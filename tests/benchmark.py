@@ -193,7 +193,7 @@ class Ours(NumPy):
         model = self.model.GPT(self.model.GPTConfig(), seed=1)
         predictor, T = codec.static(model), model.config.block_size
         layout, inputs, _ = codec.lay_out(predictor, data)
-        together = max(1, codec.ROWS_AT_ONCE // T)
+        together = max(1, codec.TOGETHER // T)
 
         def forward():
             for start, _, stop in codec.windows(layout.length, T):

@@ -30,8 +30,8 @@ ROOM = 10_000               # bytes of text that a mixing model is made for
 PREDICTORS = {
     "static": lambda model: codec.static(model),
     "online": lambda model: codec.online(model, ROOM),
-    "scratch": lambda model: Predictor(GPT(model.config, codec.SCRATCH_SEED), codec.MOST_STREAMS["scratch"],
-                                       codec.SCRATCH_LEARNING, Mixing(ROOM, codec.MOST_STREAMS["scratch"], gpt=True)),
+    "scratch": lambda model: Predictor(GPT(model.config, codec.SCRATCH_SEED), 1, Mixing(ROOM, gpt=True), codec.SCRATCH_LEARNING,
+                                       codec.learned(ROOM), replays=1),
     "fast": lambda model: codec.fast(ROOM),
 }
 CONFIGS = {
@@ -111,7 +111,7 @@ def test_streams_hold_each_byte_once(size, S):
     assert sorted(held) == list(range(size))
 
 
-@pytest.mark.parametrize("mode, most", [("static", 64), ("online", 16), ("scratch", 16), ("fast", 1)])
+@pytest.mark.parametrize("mode, most", [("static", 64), ("online", 1), ("scratch", 1), ("fast", 1)])
 def test_the_number_of_streams_follows_from_the_size(mode, most):
     """Part of the format: a change here closes every file there is."""
     predictor = PREDICTORS[mode](taught())
@@ -169,15 +169,15 @@ def test_symbol_by_symbol_gives_the_frequencies_of_the_whole_window(name, S):
     inputs = noise(S, T)
     for first in {0, T // 2, T - 1}:
         by_symbol = [predictor.open(inputs[:, :first + 1])] + [predictor.step(inputs[:, t]) for t in range(first + 1, T)]
-        assert (np.stack(by_symbol) == predictor.window(inputs, first)).all()
+        assert (np.stack(by_symbol) == predictor.predict(inputs, [(0, first, T)])[0]).all()
 
 
 def test_streams_that_pass_through_the_model_in_turns_have_the_same_frequencies(monkeypatch):
     predictor, inputs = codec.static(taught()), noise(7, 16)
-    together = predictor.window(inputs, 8)
-    for rows in (1, 32, 64):
-        monkeypatch.setattr(codec, "ROWS_AT_ONCE", rows)
-        assert (predictor.window(inputs, 8) == together).all()
+    (together,) = predictor.predict(inputs, [(0, 8, 16)])
+    for tokens in (1, 32, 64):
+        monkeypatch.setattr(codec, "TOGETHER", tokens)
+        assert (predictor.predict(inputs, [(0, 8, 16)])[0] == together).all()
 
 
 def cross_entropy(model, data, S):
@@ -229,7 +229,7 @@ def test_online_learns_from_every_full_window():
 def test_learning_pays_on_what_repeats_itself():
     repetitive = b"0123456789abcdef" * 60
     static = codec.static(GPT(TINY, seed=3))
-    learning = Predictor(GPT(TINY, seed=3), 1, codec.ONLINE)
+    learning = Predictor(GPT(TINY, seed=3), learning=codec.ONLINE, rows=1)
     assert len(encode_block(learning, repetitive)) < 0.95 * len(encode_block(static, repetitive))
 
 

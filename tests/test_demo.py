@@ -196,7 +196,7 @@ def test_the_model_is_measured_by_the_best_of_the_others(capsys):
 
 def test_ideal_and_written_are_what_they_are_called(said, model):
     data = TEXT[:600]
-    logits_bits, file = report.costs(codec.static(model), data).ideal.sum() / 8, compress(data, "static", model)
+    logits_bits, file = report.costs(model, data).ideal.sum() / 8, compress(data, "static", model)
     lines = [line for line in said.splitlines() if " bytes " in line and line.endswith("%")]
     sizes = [number(re.search(r"([\d,.]+) bytes", line)[1]) for line in lines]
     assert sizes == [pytest.approx(logits_bits, abs=0.006), pytest.approx(logits_bits, rel=1e-3),
@@ -209,31 +209,25 @@ def test_ideal_and_written_are_what_they_are_called(said, model):
 
 def test_what_is_stored_is_not_called_code(model, capsys):
     data = compress_demo.noise(600)
-    compress_demo.ideal(report.costs(codec.static(model), data), compress(data, "static", model))
+    compress_demo.ideal(report.costs(model, data), compress(data, "static", model))
     said = capsys.readouterr().out
     assert "the file, stored as it is" in said and "the range coder wrote" not in said
 
 
 # --- what each character costs ----------------------------------------------------------------------------------------
 
-PREDICTORS = {"static": codec.static, "online": lambda model: codec.online(model, 4000),
-              "scratch": lambda model: codec.scratch(4000)}
-
-
 @pytest.mark.parametrize("size", [1, 15, 600, 3001])
-@pytest.mark.parametrize("mode", PREDICTORS)
-def test_the_integer_costs_are_what_the_coder_writes(mode, size, model):
+def test_the_integer_costs_are_what_the_coder_writes(size, model):
     data = (TEXT * 2)[:size]
-    costs = report.costs(PREDICTORS[mode](model), data)
-    code = codec.encode_block(PREDICTORS[mode](model), data)
+    costs, code = report.costs(model, data), codec.encode_block(codec.static(model), data)
     assert len(costs.integer) == size
     assert abs(8 * len(code) - costs.integer.sum()) < 9
 
 
 def test_blocks_follow_each_other_as_in_a_file(model, monkeypatch):
     monkeypatch.setattr(report, "BLOCK_BITS", 10)
-    costs = report.costs(codec.online(model, 2500), TEXT[:2500])
-    _, blocks = read(compress(TEXT[:2500], "online", model, block_bits=10))
+    costs = report.costs(model, TEXT[:2500])
+    _, blocks = read(compress(TEXT[:2500], "static", model, block_bits=10))
     for i, block in enumerate(blocks):
         assert abs(8 * len(block.payload) - costs.integer[1024 * i:1024 * (i + 1)].sum()) < 9
     assert np.flatnonzero(costs.fresh).tolist() == [0, 1024, 2048]
@@ -242,19 +236,19 @@ def test_blocks_follow_each_other_as_in_a_file(model, monkeypatch):
 def test_the_ideal_costs_are_the_losses_of_the_model(model):
     ids = np.frombuffer(TEXT[:16], np.uint8).astype(np.int64)
     model.loss(np.append(codec.START, ids[:-1])[None], ids[None])
-    assert report.costs(codec.static(model), TEXT[:16]).ideal == pytest.approx(model.losses[0] / log(2), rel=1e-5)
+    assert report.costs(model, TEXT[:16]).ideal == pytest.approx(model.losses[0] / log(2), rel=1e-5)
 
 
 def test_each_cost_stands_at_its_own_byte(model):
     data = TEXT[:3001]                                      # two streams, of which one is longer
-    costs = report.costs(codec.static(model), data)
-    second = report.costs(codec.static(model), data[1501:])
+    costs = report.costs(model, data)
+    second = report.costs(model, data[1501:])
     assert costs.ideal[1501:] == pytest.approx(second.ideal) and (costs.guesses[1501:] == second.guesses).all()
     assert np.flatnonzero(costs.fresh).tolist() == [0, 1501]
 
 
 def chars_of(data, model):
-    costs = report.costs(codec.static(model), data)
+    costs = report.costs(model, data)
     return report.characters(data, costs, costs.ideal)
 
 
@@ -262,7 +256,7 @@ def chars_of(data, model):
 def test_the_characters_spell_the_data_and_their_bits_add_up_to_the_ideal(data, model):
     chars = chars_of(data, model)
     assert "".join(char.text for char in chars).encode(errors="surrogateescape") == data
-    assert sum(char.bits for char in chars) == pytest.approx(report.costs(codec.static(model), data).ideal.sum())
+    assert sum(char.bits for char in chars) == pytest.approx(report.costs(model, data).ideal.sum())
 
 
 def test_a_character_of_several_bytes_is_one_with_the_sum_of_their_costs():
@@ -406,7 +400,7 @@ def test_the_sentence_comes_back_from_its_code(said, model):
     total = float(re.search(r"^sum of the bits +([\d.]+);", said, re.MULTILINE)[1])
     size, code = re.search(r"^shortest complete code +(\d+): ([01]+)$", said, re.MULTILINE).groups()
     assert bytes(decode(code, len(sentence), compress_demo.gpt(model))) == sentence
-    assert total == pytest.approx(report.costs(codec.static(model), sentence).integer[:16].sum() +
+    assert total == pytest.approx(report.costs(model, sentence).integer[:16].sum() +
                                   sum(later_bits(model, sentence)), abs=0.01)
     assert total - 0.01 <= int(size) == len(code) < total + 2
     assert f"decoded by stretching    {sentence.decode()}\n" in said

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coder import codec, contexts, logistic
-from coder.codec import Streams, decode_block, encode_block
+from coder.codec import decode_block, encode_block
 from coder.contexts import FRESH, LEAST, MATCHES, MOST_MET, SLOTS
 from coder.logistic import (HEAVIEST, LIMIT, ONE, POINTS, SHARES, SQUASH, STRETCH, adapt, corrected, dot, learn, refine,
                             straight)
-from coder.mixing import NO_TRACE, Mixer, Mixing
+from coder.mixing import Mixing
 from coder.range_coder import decode_bit, encode_bit, finish_encoding, make_room, start_decoding, start_encoding
 from coder.verify import LICENSE, TEXT
 from tests.golden_coder import taught
@@ -30,7 +30,7 @@ FILES = {
 
 def blocks(data, size=1500, **options):
     """The codes of data in blocks of `size` under one mixing model; the bytes that a second one makes of them."""
-    encoder, decoder = (codec.Predictor(None, options.get("streams", 1), mixing=Mixing(len(data), **options)) for _ in range(2))
+    encoder, decoder = (codec.Predictor(None, mixing=Mixing(len(data), **options)) for _ in range(2))
     parts = [data[start:start + size] for start in range(0, len(data), size)]
     codes = [encode_block(encoder, part) for part in parts]
     return codes, b"".join(decode_block(decoder, code, len(part)) for code, part in zip(codes, parts))
@@ -140,26 +140,40 @@ def test_bits_come_back_whatever_their_probabilities(pairs):
 
 # --- slots, matches ---------------------------------------------------------------------------------------------------
 
-def test_a_slot_counts_its_bits_and_remembers_the_last_six():
+@pytest.mark.parametrize("inputs", [3, 4])
+def test_a_slot_counts_its_bits_and_remembers_the_last_six(inputs):
     table, lines = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64)
-    maps, places, inputs = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.zeros(1, np.int64), np.ones(3, np.int32)
-    assert contexts.ask_slots(table, lines, 5, maps, places, inputs, STRETCH) == 0 and not inputs.any()
+    maps, nodes = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.full((inputs - 3, contexts.NODES), 2 ** 31, np.uint32)
+    places, x = np.zeros(1, np.int64), np.ones(inputs, np.int32)
+    assert contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH) == 0 and not x.any()
     history = [1, 0, 1, 1, 0, 0, 1, 1] * 6
     for i, bit in enumerate(history):
-        contexts.ask_slots(table, lines, 5, maps, places, inputs, STRETCH)
-        contexts.tell_slots(table, lines, 5, maps, places, bit, SHARES)
+        contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH)
+        contexts.tell_slots(table, lines, 5, 37, maps, nodes, places, bit, SHARES)
         slot, last = int(table[0, 5] ^ FRESH), history[max(0, i - 5):i + 1]
         assert slot & 127 == int("1" + "".join(map(str, last)), 2) and slot >> 7 & 127 == min(i + 1, MOST_MET)
-    assert contexts.ask_slots(table, lines, 5, maps, places, inputs, STRETCH) == 1
+    assert contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH) == 1
     assert (table[0, [i for i in range(SLOTS) if i != 5]] == 0).all()
+    told = np.flatnonzero(nodes != 2 ** 31)         # the first bit is known of no slot yet
+    assert (told & 255 == 37).all() and len(told) == len({tuple(history[max(0, i - 6):i]) for i in range(1, 48)}) * (inputs - 3)
 
 
 def test_a_slot_counts_half_as_many_bits_after_one_it_hardly_expected():
-    table, lines = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64)
+    table, lines, nodes = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64), np.empty((0, contexts.NODES), np.uint32)
     maps, places = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.full(1, -1)
     for bit, met in [(1, i + 1) for i in range(40)] + [(0, 21), (1, 22)]:
-        contexts.tell_slots(table, lines, 5, maps, places, bit, SHARES)
+        contexts.tell_slots(table, lines, 5, 37, maps, nodes, places, bit, SHARES)
         assert int(table[0, 5] ^ FRESH) >> 7 & 127 == met
+
+
+def test_the_second_map_begins_with_the_mean_of_the_bits():
+    for bits in range(1, 128):
+        entry, n = np.array([[2 ** 31]], np.uint32), 0
+        for bit in f"{bits:b}"[1:]:
+            entry[0, 0] = entry[0, 0] & ~np.uint32(1023) | n
+            adapt(entry, 0, 0, int(bit), 1023, SHARES)
+            n += 1
+        assert abs(int(entry[0, 0] >> 10) - int(contexts.after_bits()[bits] >> 10)) <= 64
 
 
 def test_lines_are_found_again_and_the_least_used_of_three_gives_way():
@@ -177,21 +191,21 @@ def test_lines_are_found_again_and_the_least_used_of_three_gives_way():
 @settings(deadline=None, max_examples=40)
 def test_a_match_expects_what_followed(unit, times):
     data = unit * times
-    text, stream = np.zeros(len(data) + 1, np.int16), np.zeros(contexts.FIELDS, np.uint64)
+    text, past = np.zeros(len(data), np.uint8), np.zeros(contexts.FIELDS, np.uint64)
     seen, recent = np.zeros((MATCHES, 2 ** 18), np.int32), np.zeros((2, 2 ** 16), np.uint64)
     for place, byte in enumerate(data):
         for k in range(MATCHES):
-            expected, length = contexts.find_match(stream, k, text, place, seen)
+            expected, length = contexts.find_match(past, k, text, place, seen)
             if length:
                 alike = [i for i in range(length, place) if data[i - length:i] == data[place - length:place]]
                 assert any(expected == 256 + data[i] for i in alike) and length >= LEAST[k]
-        contexts.remember(stream, text, place, recent, byte)
-    assert (text[:-1] == np.frombuffer(data, np.uint8).astype(int) + 1).all() and text[-1] == 0
+        contexts.remember(past, text, place, recent, byte)
+    assert text.tobytes() == data
 
 
 # --- whole blocks -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [dict(fast=True), dict(streams=4), dict(streams=3, gpt=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(fast=True), dict(), dict(gpt=True)], ids=str)
 @pytest.mark.parametrize("name", FILES)
 def test_blocks_come_back(name, options):
     """With a GPT, too, if it says nothing, as when a primer is read."""
@@ -201,12 +215,9 @@ def test_blocks_come_back(name, options):
 @settings(deadline=None, max_examples=60)
 @given(data=st.binary(min_size=1, max_size=300) |
        st.builds(lambda unit, n: unit * n, st.binary(min_size=1, max_size=9), st.integers(1, 90)),
-       streams=st.integers(1, 5), size=st.integers(1, 700))
-def test_any_bytes_in_any_blocks_and_streams_come_back(data, streams, size):
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(codec.Predictor, "streams", lambda self, n: min(n, streams))
-        assert blocks(data, size, streams=streams)[1] == data
+       size=st.integers(1, 700))
+def test_any_bytes_in_any_blocks_come_back(data, size):
+    assert blocks(data, size)[1] == data
 
 
 def test_what_repeats_itself_costs_next_to_nothing():
@@ -222,20 +233,9 @@ def test_noise_costs_hardly_more_than_it_has():
 
 def test_more_text_than_the_model_was_made_for_is_refused():
     mixing = Mixing(10)
-    mixing.begin(1, np.zeros(1), 10, 1)
+    mixing.begin(10)
     with pytest.raises(ValueError, match="made for less"):
-        mixing.begin(1, np.zeros(1), 1, 1)
-    with pytest.raises(ValueError, match="fewer streams"):
-        Mixing(10).begin(2, np.zeros(2), 10, 2)
-
-
-def test_the_trace_is_what_the_code_costs():
-    data, layout = TEXT, Streams(len(TEXT), 3)
-    symbols = np.frombuffer(data, np.uint8)[layout.places(len(data))].astype(np.int64)
-    mixer, trace = Mixer(Mixing(len(data), 3), layout, len(data)), np.full((3, layout.length, 8), ONE - 1, np.uint16)
-    mixer.code(symbols, 0, layout.length, trace=trace)
-    assert abs(-np.log2(trace / ONE).sum() / 8 - len(mixer.finish())) < 2
-    assert NO_TRACE.shape[2] == 8
+        mixing.begin(1)
 
 
 # --- the mixture and its parts ----------------------------------------------------------------------------------------
@@ -244,9 +244,8 @@ def test_the_trace_is_what_the_code_costs():
 def test_the_mixture_is_no_worse_than_the_better_part(name):
     """By 2 % at most, and 12 bytes of learning whom to trust."""
     data = FILES[name]
-    alone = codec.Predictor(codec.online(taught(), 0).model, codec.MOST_STREAMS["online"], codec.ONLINE)
-    layout = alone.streams(len(data))
-    contexts_alone = codec.Predictor(None, layout, mixing=Mixing(len(data), layout))
+    alone = codec.Predictor(codec.online(taught(), 0).model, learning=codec.ONLINE, rows=codec.learned(len(data)))
+    contexts_alone = codec.Predictor(None, mixing=Mixing(len(data)))
     mixed = codec.online(taught(), len(data))
     gpt, without, both = (len(encode_block(predictor, data)) for predictor in (alone, contexts_alone, mixed))
     assert both <= 1.02 * min(gpt, without) + 12
