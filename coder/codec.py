@@ -79,8 +79,9 @@ class Predictor:
         """For each of the windows `spans`: frequencies (stop - start - first, S, 256) of what follows inputs (S, length)."""
         if not self.model:
             return [None] * len(spans)
-        S, frequencies = len(inputs), [np.empty((stop - start - first, len(inputs), 256), np.uint32) for start, first, stop in spans]
-        rows = [(inputs[s, start:stop], first, frequencies[w][:, s]) for w, (start, first, stop) in enumerate(spans) for s in range(S)]
+        frequencies = [np.empty((stop - start - first, len(inputs), 256), np.uint32) for start, first, stop in spans]
+        rows = [(row[start:stop], first, frequencies[w][:, s])
+                for w, (start, first, stop) in enumerate(spans) for s, row in enumerate(inputs)]
         for length, alike in groupby(rows, lambda row: len(row[0])):
             alike, most = list(alike), max(1, TOGETHER // length)
             for i in range(0, len(alike), most):
