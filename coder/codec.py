@@ -240,7 +240,8 @@ def encode_block(predictor, data, progress=lambda count, taken: None):
     encoder = coder_of(predictor, layout, len(data))
     spans = list(predictor.windows(layout.length))
     while spans:
-        now, spans = spans[:predictor.together(layout.S)], spans[predictor.together(layout.S):]
+        count = predictor.together(layout.S)
+        now, spans = spans[:count], spans[count:]
         for (start, first, stop), frequencies in zip(now, predictor.predict(inputs, now)):
             encoder.code(symbols, start + first, stop, frequencies)
             if stop < layout.length:

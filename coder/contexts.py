@@ -26,7 +26,6 @@ SURPRISE = 31 * 2 ** 13             # the distance of p to a bit that was hardly
 SURE = 30                           # a context that has met so many bits speaks with its full voice
 PAIRS = 128 * 32                    # of the last bits, and p in 32 steps of its stretch
 NODES = 128 * 256                   # of the last bits, and the byte's bits so far
-MAP_LIMIT = 1023
 
 # What is kept of the past, uint64.  What words and lines are is for text; to other data they are contexts like any other.
 (HISTORY,                           # the last 8 bytes
@@ -43,7 +42,6 @@ MATCHES = 2
 LEAST = np.array([8, 5])            # bytes that must be alike for a match to begin
 LONGEST_CHECK = 40                  # bytes that are compared when it does
 LENGTHS = 64                        # steps into which lengths fall
-MATCH_LIMIT = 1023
 
 FAST = 7                            # contexts in fast mode: the first ones of `hash_contexts`
 ALL = 33
@@ -232,9 +230,9 @@ def tell_slots(table, lines, node, byte, maps, nodes, places, bit, shares):
         slot = np.int64(table[lines[i], node] ^ FRESH)
         bits, n, p = slot & 127, slot >> 7 & 127, slot >> 14
         if places[i] >= 0:                  # not `if bits`: two contexts may have come to share a line
-            adapt(maps, i, places[i], bit, MAP_LIMIT, shares)
+            adapt(maps, i, places[i], bit, shares)
             if len(nodes):
-                adapt(nodes, i, bits << 8 | byte, bit, MAP_LIMIT, shares)
+                adapt(nodes, i, bits << 8 | byte, bit, shares)
         distance = (bit << 18) - p
         if abs(distance) > SURPRISE:
             n >>= 1

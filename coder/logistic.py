@@ -70,18 +70,18 @@ def learn(weights, row, inputs, error, rate):
 # --- probabilities that adapt -----------------------------------------------------------------------------------------
 
 # An entry of 32 bits: a probability of 22 bits, and how often it was met, n <= 1023.  It moves by 1 / (n + 1.5) of its
-# distance to the bit, so that at first it is the mean of all bits, nearly; from n = limit on it forgets.
+# distance to the bit, so that at first it is the mean of all bits, nearly; from n = MOST on it forgets.
 MOST = 1023
 SHARES = np.array([2 ** 17 // (2 * n + 3) for n in range(MOST + 1)], np.int64)     # 2^16 / (n + 1.5)
 
 
 @njit(cache=True)
-def adapt(entries, row, place, bit, limit, shares):
+def adapt(entries, row, place, bit, shares):
     entry = np.int64(entries[row, place])
     p, n = entry >> 10, entry & MOST
     p += ((bit << 22) - p) * shares[n] >> 16                    # < 2^22 * 2^16
     p = min(max(p, 64), 2 ** 22 - 64)
-    entries[row, place] = p << 10 | min(n + 1, limit)
+    entries[row, place] = p << 10 | min(n + 1, MOST)
 
 
 # --- refining a probability -------------------------------------------------------------------------------------------

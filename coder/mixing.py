@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCH_LIMIT, MATCHES, NODES, PAIRS, SLOTS,
+from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCHES, NODES, PAIRS, SLOTS,
                        WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, hash_contexts, remember, step_of,
                        tell_slots)
 from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
@@ -209,7 +209,7 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
             tell_slots(table, lines, node, byte, maps, nodes, places, y, shares)
             for k in range(MATCHES):
                 if met_at[k] >= 0:
-                    adapt(lengths, k, met_at[k], y, MATCH_LIMIT, shares)
+                    adapt(lengths, k, met_at[k], y, shares)
             for k in range(K):
                 learn(weights, rows[k], inputs, (y << 16) - np.int64(squash[outs[k] + LIMIT]), control[RATE])
             learn(final, byte, outs, (y << 16) - mixed, FINAL_RATE)

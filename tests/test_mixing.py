@@ -99,7 +99,7 @@ def test_a_new_probability_is_the_mean_of_its_bits_nearly(bits):
     """p_n = p + (bit - p) / (n + 1.5) from p_0 = 1/2: the mean of all bits and of half a bit of 1/2."""
     entries = np.full((1, 2), 2 ** 31, np.uint32)
     for bit in bits:
-        adapt(entries, 0, 1, int(bit), 1023, SHARES)
+        adapt(entries, 0, 1, int(bit), SHARES)
     assert entries[0, 1] & 1023 == len(bits) and entries[0, 0] == 2 ** 31
     assert (entries[0, 1] >> 10) / 2 ** 22 == pytest.approx((sum(bits) + 0.25) / (len(bits) + 0.5), abs=1e-3)
 
@@ -108,7 +108,7 @@ def test_a_new_probability_is_the_mean_of_its_bits_nearly(bits):
 def test_no_probability_becomes_certain(bit):
     entries, maps = np.full((1, 1), 2 ** 31, np.uint32), straight(1)[None]
     for _ in range(5000):
-        adapt(entries, 0, 0, bit, 1023, SHARES)
+        adapt(entries, 0, 0, bit, SHARES)
         p, place = refine(maps, 0, 0, (2 * bit - 1) * LIMIT)
         corrected(maps, 0, place, bit)
         assert 0 < p < ONE and 0 < entries[0, 0] >> 10 < 2 ** 22
@@ -168,11 +168,9 @@ def test_a_slot_counts_half_as_many_bits_after_one_it_hardly_expected():
 
 def test_the_second_map_begins_with_the_mean_of_the_bits():
     for bits in range(1, 128):
-        entry, n = np.array([[2 ** 31]], np.uint32), 0
+        entry = np.array([[2 ** 31]], np.uint32)
         for bit in f"{bits:b}"[1:]:
-            entry[0, 0] = entry[0, 0] & ~np.uint32(1023) | n
-            adapt(entry, 0, 0, int(bit), 1023, SHARES)
-            n += 1
+            adapt(entry, 0, 0, int(bit), SHARES)
         assert abs(int(entry[0, 0] >> 10) - int(contexts.after_bits()[bits] >> 10)) <= 64
 
 

@@ -15,8 +15,8 @@ moves whole chains around without touching the inside of one:
       └────┘  ░░
 
 The tile's shape follows the processor's registers: 8 x 32 floats where there are 32 registers of 16, otherwise 6 x 16.
-Other shapes are for what it does not suit: a narrow one for the last columns, low and flat ones for few rows.  Those read b
-where it lies, so they take long pieces of its rows at a time, as memory likes it.
+Other shapes are for what it does not suit: a narrow one for the last columns, low, broad and flat ones for few rows.  Those
+read b where it lies, so they take long pieces of its rows at a time, as memory likes it.
 """
 
 import numpy as np
@@ -31,11 +31,10 @@ from .lanes import LANES, broadcast, fused, load, named, store
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
 ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
 WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows,
-BROAD = 2 * WIDTH            # of one with LOW rows,
-FLAT = 4 * WIDTH             # and of one with a single row
+BROAD = 2 * WIDTH            # of one with LOW rows, or a single one,
+FLAT = 4 * WIDTH             # and of the widest with a single row
 DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 32 KiB at most
 FLOAT = 4                    # bytes
-
 
 _float, intp = types.CPointer(types.float32), types.intp
 _BYTES = ir.PointerType(ir.IntType(8))
@@ -144,27 +143,26 @@ def product(a, b, out, accumulate):
 def _few_rows(a, b, out, accumulate):
     """`product` where rows of b (K, a multiple of WIDTH) are contiguous: without a copy of b."""
     (N, K), M = a.shape, b.shape[1]
+    (a_row, a_step), b_row, out_row = a.strides, b.strides[0], out.strides[0]
     for j0 in range(0, M, FLAT):
         i = 0
         while i < N:
             rows, j, end = LOW if i + LOW <= N else 1, j0, min(j0 + FLAT, M)
-            left = i * a.strides[0]
             while j < end:
-                right, target = at(b, j * FLOAT), at(out, i * out.strides[0] + j * FLOAT)
+                left, right, target = at(a, i * a_row), at(b, j * FLOAT), at(out, i * out_row + j * FLOAT)
                 if rows == 1 and end - j == FLAT:
-                    _flat_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    _flat_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += FLAT
                 elif rows == 1 and end - j >= BROAD:
-                    _broad_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                    _broad_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += BROAD
-                elif rows == LOW and end - j >= BROAD:
-                    _low_tile(at(a, left), a.strides[0], a.strides[1], right, b.strides[0], target, out.strides[0], K, accumulate)
+                elif end - j >= BROAD:
+                    _low_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += BROAD
                 else:
-                    for r in range(rows):
-                        target = at(out, (i + r) * out.strides[0] + j * FLOAT)
-                        _row_tile(at(a, left + r * a.strides[0]), a.strides[0], a.strides[1], right, b.strides[0],
-                                  target, out.strides[0], K, accumulate)
+                    for r in range(i, i + rows):
+                        left, target = at(a, r * a_row), at(out, r * out_row + j * FLOAT)
+                        _row_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += WIDTH
             i += rows
 

@@ -26,7 +26,7 @@ NONE = -1
 
 
 def _step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2, expand,
-         activation, contract, norm3, head, keys, values, position, threads, logits):
+          activation, contract, norm3, head, keys, values, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
     embeddings are the tokens' and the positions' (or None).  A norm is (gains, biases), a linear layer (weights, biases),
@@ -73,7 +73,7 @@ step_by_columns = njit(parallel={"fusion": False}, cache=True)(_step)       # ea
 @njit(parallel=True, cache=True)
 def step_by_rows(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2,
                  expand, activation, contract, norm3, head, keys, values, position, threads, logits):
-    """The same."""
+    """As `_step`."""
     rows = (len(ids) + threads - 1) // threads
     for task in prange(threads):
         i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
