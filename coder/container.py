@@ -27,7 +27,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-MAGIC, VERSION = b"\x89GZ\n", 4
+MAGIC, VERSION = b"\x89GZ\n", 5
 MODES = ("stored", "static", "online", "scratch", "fast")
 PRIMED, PRIMER = 1, 16                          # a flag, and the bytes that follow the fixed fields if it is set
 FIXED = struct.Struct("<4sBBBBQ16s32s")

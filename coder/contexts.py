@@ -1,4 +1,4 @@
-"""What the mixing model knows of the past: which bits followed in the same context, and what followed the longest match.
+"""What the mixing model knows of the past: which bits followed in the same context, which byte, and what followed a match.
 
 A context is whatever may tell the next byte: the last one, the last four, the word so far, the place in the line.  Each is
 hashed, and for each half of the next byte (4 bits, 15 nodes of a binary tree) it has one line of 16 numbers of 32 bits: one
@@ -244,7 +244,7 @@ def tell_slots(table, lines, node, byte, maps, nodes, places, bit, shares):
         table[lines[i], node] = np.uint32(p << 14 | min(n + 1, MOST_MET) << 7 | bits) ^ FRESH
 
 
-# --- the longest match ------------------------------------------------------------------------------------------------
+# --- matches and runs: which byte comes -------------------------------------------------------------------------------
 
 @njit(cache=True)
 def find_match(past, k, text, place, seen):
@@ -262,6 +262,26 @@ def find_match(past, k, text, place, seen):
     seen[k, hashed] = place
     past[FOUND + 2 * k], past[LENGTH + 2 * k] = np.uint64(found), np.uint64(length)
     return (256 + np.int64(text[found]), length) if length else (0, 0)
+
+
+@njit(cache=True)
+def find_runs(runs, hashes, places, expected, length):
+    """The same of each context, behind those of the matches: the byte that came last in it, and how many times in a row.
+
+    runs (N, 2^16) uint16 has both; places (G,) int64 is written, for `tell_runs`.
+    """
+    for i in range(len(runs)):
+        places[i] = np.int64(hashes[i] >> np.uint64(48))
+        run = np.int64(runs[i, places[i]])
+        expected[MATCHES + i], length[MATCHES + i] = (256 + (run & 255), run >> 8) if run else (0, 0)
+
+
+@njit(cache=True)
+def tell_runs(runs, places, byte):
+    for i in range(len(runs)):
+        run = np.int64(runs[i, places[i]])
+        count = run >> 8 if run & 255 == byte else 0
+        runs[i, places[i]] = min(count + 1, 255) << 8 | byte
 
 
 @njit(cache=True)

@@ -1,7 +1,7 @@
 """Context mixing: the bits of each byte, predicted by many contexts, by matches and, if there is one, by the GPT.
 
                  the same context before ──▶ slots, a map ──┐
-    the past ──▶ the longest match       ──▶ a map        ──┼──▶ some mixers, each with ──▶ a mixer ──▶ two maps ──▶ p
+    the past ──▶ matches, runs: a byte   ──▶ a map        ──┼──▶ some mixers, each with ──▶ a mixer ──▶ two maps ──▶ p
                  the GPT's frequencies   ──▶ two sums     ──┘    weights chosen by a        of them     refine it
                                                                  small context
 
@@ -20,8 +20,8 @@ import numpy as np
 from numba import njit
 
 from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCHES, NODES, PAIRS, SLOTS,
-                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, hash_contexts, remember, step_of,
-                       tell_slots)
+                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, find_runs, hash_contexts, remember, step_of,
+                       tell_runs, tell_slots)
 from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
 from .range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
 
@@ -33,7 +33,7 @@ FIRST_RATE, LEAST_RATE, SLOWER = 20, 3, 2048        # of the mixers: less by 1 a
 FINAL_RATE = 2
 SHARE, MORE_SHARE, GPT_SHARE = 0.12, 0.05, 0.2      # weights to begin with
 KEPT = 0.75                                 # of the weights that were learned from a primer, if the GPT joins in afterwards
-MOST_LINES = 22                             # 2^22 lines of 64 bytes: 256 MiB
+MOST_LINES = 23                             # 2^23 lines of 64 bytes: 512 MiB
 RATE, TIME = 0, 1
 BY_LAST, BY_THREE, BY_GPT = range(3)        # the maps that refine
 
@@ -49,7 +49,8 @@ class Memory(NamedTuple):
     nodes: np.ndarray       # (N, NODES) uint32, but (0, NODES) in fast mode
     recent: np.ndarray      # (2, 2^16) uint64: the last 8 bytes that came after a byte, after a pair of bytes
     seen: np.ndarray        # (MATCHES, 2^18) int32
-    lengths: np.ndarray     # (MATCHES, 2 * LENGTHS) uint32: whether a match of this length that expects this bit was right
+    runs: np.ndarray        # (N, 2^16) uint16, but (0, 2^16) in fast mode
+    lengths: np.ndarray     # (G, 2 * LENGTHS) uint32: whether a match or run of this length that expects this bit was right
     weights: np.ndarray     # (rows, inputs) int32
     final: np.ndarray       # (256, K) int32
     refining: np.ndarray    # (2 or 3, 2^16 * POINTS) uint16
@@ -68,8 +69,9 @@ class Mixing:
         N, sets = FAST if fast else ALL, [*SETS, *MORE_SETS * (not fast), *[GPT_SET] * gpt]
         K, rows = len(sets), np.cumsum([0, *sets])
         each = 3 if fast else 4                                         # inputs of a context
-        n = each * N + 2 * MATCHES + 1 + GPT_INPUTS * gpt
-        lines = 1 << min(max((size * N).bit_length() - 2, 12), MOST_LINES)      # text needs about one for 4 contexts
+        G = MATCHES + N * (not fast)                                    # guesses of the byte: matches and runs
+        n = each * N + G + 1 + GPT_INPUTS * gpt
+        lines = 1 << min(max((size * N).bit_length() - 1 - fast, 12), MOST_LINES)       # text needs one for about 3 contexts
         edges = np.clip(np.arange(32) * 128 - 2048 + 64, -LIMIT, LIMIT) + LIMIT
         surprise = ONE // (2 * np.arange(LENGTHS) + 4)                  # the chance that a match of this length is wrong
         self.memory = Memory(
@@ -77,12 +79,13 @@ class Mixing:
             table=np.zeros((lines, SLOTS), np.uint32), maps=np.tile(SQUASH[edges].astype(np.uint32) << 16, (N, PAIRS // 32)),
             nodes=np.tile(after_bits().repeat(NODES // 128), (N * (not fast), 1)),
             recent=np.zeros((2, 2 ** 16), np.uint64), seen=np.zeros((MATCHES, 2 ** 18), np.int32),
-            lengths=np.tile(np.stack([surprise, ONE - surprise], 1).astype(np.uint32).reshape(-1) << 16, (MATCHES, 1)),
+            runs=np.zeros((G - MATCHES, 2 ** 16), np.uint16),
+            lengths=np.tile(np.stack([surprise, ONE - surprise], 1).astype(np.uint32).reshape(-1) << 16, (G, 1)),
             weights=np.zeros((rows[-1], n), np.int32), final=np.full((256, K), WEIGHT // K, np.int32),
             refining=np.tile(straight(2 ** 16), (2 + gpt, 1)), first_rows=rows[:-1].astype(np.int64),
             control=np.array([FIRST_RATE, 0]), squash=SQUASH, stretch=STRETCH, shares=SHARES)
         weights, share = self.memory.weights, int(WEIGHT * (SHARE if fast else MORE_SHARE))
-        weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + 2 * MATCHES:2] = share
+        weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + MATCHES] = share
         self._trust_gpt()
 
     def _trust_gpt(self):
@@ -139,21 +142,22 @@ class Mixer:
 @njit(cache=True)
 def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
     """Mixer.code, of symbols (n,) that stand from `start` on in the text.  Returns the buffer, maybe a larger one."""
-    (text, past, table, maps, nodes, recent, seen, lengths, weights, final, refining, first_rows, control, squash,
+    (text, past, table, maps, nodes, recent, seen, runs, lengths, weights, final, refining, first_rows, control, squash,
      stretch, shares) = memory
-    N, n, K, gpt = len(maps), weights.shape[1], len(first_rows), len(frequencies) > 0
+    N, G, n, K, gpt = len(maps), len(lengths), weights.shape[1], len(first_rows), len(frequencies) > 0
     hashes, lines, places = np.empty(N, np.uint64), np.empty(N, np.uint64), np.zeros(N, np.int64)
     inputs, outs, rows = np.zeros(n, np.int32), np.zeros(K, np.int32), np.empty(K, np.int64)
-    expected, length, met_at = np.zeros(MATCHES, np.int64), np.zeros(MATCHES, np.int64), np.zeros(MATCHES, np.int64)
+    expected, length, met_at, run_at = np.zeros((4, G), np.int64)
     first_match = (4 if len(nodes) else 3) * N
-    from_gpt = first_match + 2 * MATCHES + 1
+    from_gpt = first_match + G + 1
     inputs[from_gpt - 1] = 256                                          # 1.0: its weight is a bias
     low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
     for t in range(len(symbols)):
         place, symbol, byte = start + t, symbols[t], 1
         for k in range(MATCHES):
             expected[k], length[k] = find_match(past, k, text, place, seen)
-        hash_contexts(past, text, place, recent, expected[-1], length[-1], hashes)
+        hash_contexts(past, text, place, recent, expected[1], length[1], hashes)
+        find_runs(runs, hashes, run_at, expected, length)
         three = np.int64(past[HISTORY] & np.uint64(0xFFFFFF))
         last, sure = three & 255, min(length[0], 31) >> 1
         if gpt:
@@ -166,13 +170,11 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
                 node = 1
             # predict
             met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
-            for k in range(MATCHES):
-                at, met_at[k] = first_match + 2 * k, -1
-                inputs[at], inputs[at + 1] = 0, 0
+            for k in range(G):
+                inputs[first_match + k], met_at[k] = 0, -1
                 if expected[k] >> 8 - bit == byte:
                     met_at[k] = 2 * step_of(length[k]) + (expected[k] >> 7 - bit & 1)
-                    p = np.int64(lengths[k, met_at[k]] >> np.uint32(16))
-                    inputs[at], inputs[at + 1] = stretch[p], (p - ONE // 2) >> 4
+                    inputs[first_match + k] = stretch[lengths[k, met_at[k]] >> np.uint32(16)]
                 elif k == 0:
                     sure = 0
             rows[0], rows[1], rows[2] = byte, sure * 8 + met, last
@@ -207,7 +209,7 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
                     encode_bit(state, out, p, y)
             # learn
             tell_slots(table, lines, node, byte, maps, nodes, places, y, shares)
-            for k in range(MATCHES):
+            for k in range(G):
                 if met_at[k] >= 0:
                     adapt(lengths, k, met_at[k], y, shares)
             for k in range(K):
@@ -220,6 +222,7 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
                 low, total = (low + width, ones) if y else (low, total - ones)
             byte, node = byte << 1 | y, node << 1 | y
         symbols[t] = byte & 255
+        tell_runs(runs, run_at, byte & 255)
         remember(past, text, place, recent, byte & 255)
         control[TIME] += 1
         if control[TIME] % SLOWER == 0 and control[RATE] > LEAST_RATE:

@@ -17,11 +17,11 @@ from .logistic import SQUASH, STRETCH
 EXPECTED = {
     "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
     "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "3729be4b0e0176e5d602eb2d8ff533cd57adea91203763086a6aef892617e9f8",
-    "online, primed: code": "d76aa16808fdae32549de99c7b94d9d6548ac1676c4d6f158db397cdadc03732",
-    "two models, online: code": "5a80f032715bea73dd900266a89ad29b5be385480dd3cab6d30764c5ee489d44",
-    "fast: code": "61d0d26d3898316eeb5d58b6dd7e85bb0595a3b1e59bf913dc7fa657a247dd38",
-    "scratch: file": "47eda853325e33e1b8c727b7c780f4e187a684a6b74d202a0287ace092baa6a1",
+    "online: code": "59b75ec7ff207f136929a3f5446bfeb6adea8c5adf6059c10de87340f5c7476c",
+    "online, primed: code": "b79e7a175c3d2129550224c8ae01520550b8edd00f6896a0bcdff5d626df0cff",
+    "two models, online: code": "4cef561b88634fc6db0ade0da12d833a02dde12556451f559dabf3a9311bb0aa",
+    "fast: code": "0334b095ec7412a2e2efac3bf4df9d8b59e4c123f3b428d6e604c2781dd81d54",
+    "scratch: file": "d5daa2394926b8aad23f933126b1833f7cd80972e883578a91dcb70d12ecaef7",
 }
 LICENSE = b"""\
 MIT License

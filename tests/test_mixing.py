@@ -201,6 +201,20 @@ def test_a_match_expects_what_followed(unit, times):
     assert text.tobytes() == data
 
 
+@given(st.text("ab", max_size=9), st.integers(1, 300))
+@settings(deadline=None, max_examples=40)
+def test_a_run_is_the_last_byte_of_a_context_and_how_often_it_came_in_a_row(text, times):
+    data = text.encode() + b"c" * times
+    runs, hashes = np.zeros((1, 2 ** 16), np.uint16), np.array([77 << 48], np.uint64)
+    places, expected, length = np.zeros((3, MATCHES + 1), np.int64)
+    for i in range(len(data) + 1):
+        contexts.find_runs(runs, hashes, places, expected, length)
+        row = i - len(data[:i].rstrip(data[i - 1:i]))
+        assert (expected[-1], length[-1]) == ((256 + data[i - 1], min(row, 255)) if i else (0, 0))
+        if i < len(data):
+            contexts.tell_runs(runs, places, data[i])
+
+
 # --- whole blocks -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options", [dict(fast=True), dict(), dict(gpt=True)], ids=str)
