@@ -152,6 +152,8 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
     from_gpt = first_match + G + 1
     inputs[from_gpt - 1] = 256                                          # 1.0: its weight is a bias
     low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
+    if coded and not decoding:
+        out = make_room(state, out, len(symbols))
     for t in range(len(symbols)):
         place, symbol, byte = start + t, symbols[t], 1
         for k in range(MATCHES):
@@ -162,12 +164,10 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
         last, sure = three & 255, min(length[0], 31) >> 1
         if gpt:
             low, width, total = 0, 256, _sum(frequencies, t, 0, 256)
-        if coded and not decoding:
-            out = make_room(state, out)
         for bit in range(8):                                        # byte: a 1, then the bits so far
             if bit & 3 == 0:
-                find_lines(table, hashes, byte if bit else 0, lines)
-                node = 1
+                node, half = 1, byte if bit else 0                  # a branch among the arguments costs: they would be counted
+                find_lines(table, hashes, half, lines)
             # predict
             met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
             for k in range(G):

@@ -252,7 +252,7 @@ def _decode(state, code, frequencies, totals):
 
 
 # --- one bit, with a probability of 16 bits ---------------------------------------------------------------------------
-# A symbol of total 2^16, so that the division is a shift; no check and no new buffer, as there are 8 of them for each byte.
+# A symbol of total 2^16, so that the division is a shift; no check and no new buffer, as there are so many of them.
 # The bit 1 has the interval [0, p), the bit 0 the rest.
 
 HALF_WINDOW = np.uint64(16)
@@ -260,9 +260,9 @@ BITS_TOTAL = np.uint64(2 ** 16)
 
 
 @njit(cache=True)
-def make_room(state, out):
-    """The buffer, with room for the 8 bits of a byte: each sends at most 2 bytes, as 2^40 <= step * 1."""
-    if np.int64(state[LENGTH]) + 3 * WINDOW > len(out):
+def make_room(state, out, count):
+    """The buffer, with room for the bits of `count` bytes: each bit sends at most 2 bytes, as 2^40 <= step * 1."""
+    while np.int64(state[LENGTH]) + 16 * count + WINDOW > len(out):
         out = np.concatenate((out, np.empty_like(out)))
     return out
 

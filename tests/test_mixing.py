@@ -129,7 +129,7 @@ def test_bits_come_back_whatever_their_probabilities(pairs):
     state, out = start_encoding()
     for i, (p, bit) in enumerate(pairs):
         if i % 8 == 0:
-            out = make_room(state, out)
+            out = make_room(state, out, 1)
         encode_bit(state, out, p, int(bit))
     code = finish_encoding(state, out)
     cost = sum(-np.log2((p if bit else ONE - p) / ONE) for p, bit in pairs) / 8

@@ -375,7 +375,7 @@ ARGUMENTS = {
     "start_encoding": (), "encode_symbol": (STATE, BYTES, INT, INT, INT), "_carry": (BYTES, INT),
     "finish_encoding": (STATE, BYTES), "start_decoding": (BYTES,), "_read": (STATE, BYTES),
     "decode_target": (STATE, INT), "decode_symbol": (STATE, BYTES, INT, INT), "_totals": (TABLE,),
-    "make_room": (STATE, BYTES), "encode_bit": (STATE, BYTES, INT, INT), "decode_bit": (STATE, BYTES, INT),
+    "make_room": (STATE, BYTES, INT), "encode_bit": (STATE, BYTES, INT, INT), "decode_bit": (STATE, BYTES, INT),
     "_encode": (STATE, BYTES, TABLE, types.uint64[::1], types.int64[::1]),
     "_decode": (STATE, BYTES, TABLE, types.uint64[::1])}
 
