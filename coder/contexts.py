@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from .logistic import ONE, SHARES, adapt
+from .prefetch import prefetch
 
 SLOTS = 16                          # numbers in a line: the check and 15 slots
 FRESH = np.uint32(2 ** 31)          # slots are kept with their highest bit flipped, so that 0 is p = 1/2, n = 0, no bits
@@ -43,7 +44,7 @@ LEAST = np.array([8, 5])            # bytes that must be alike for a match to be
 LONGEST_CHECK = 40                  # bytes that are compared when it does
 LENGTHS = 64                        # steps into which lengths fall
 
-FAST = 7                            # contexts in fast mode: the first ones of `hash_contexts`
+FAST = 6                            # contexts in fast mode: the first ones of `hash_contexts`
 ALL = 33
 ORDERS = 5                          # the first of them are of the orders 1, 2, 3, 4 and 6
 
@@ -53,11 +54,8 @@ BYTE, ONE_64 = np.uint64(255), np.uint64(1)
 
 
 @njit(cache=True)
-def hash_contexts(past, text, place, recent, expected, length, hashes):
-    """Write the hash of each context of the next byte to hashes (N,) uint64, N = FAST or ALL.
-
-    expected, length: what `find_match` told of the last match.
-    """
+def hash_contexts(past, text, place, recent, hashes):
+    """Write the hash of each context of the next byte to hashes (N,) uint64, N = FAST or ALL."""
     h = past[HISTORY]
     last, word, before, line = h & BYTE, past[WORD], past[WORD_1], np.int64(past[LINE])
     hashes[0] = last
@@ -66,11 +64,13 @@ def hash_contexts(past, text, place, recent, expected, length, hashes):
     hashes[3] = h & np.uint64(0xFFFFFFFF)
     hashes[4] = h & np.uint64(0xFFFFFFFFFFFF)
     hashes[5] = word
-    hashes[6] = h & np.uint64(0xFFFFFFFFFF)
     if len(hashes) > FAST:
-        pair, column, above = word * HASH + before, np.uint64(min(place - line, 255)), np.uint64(0)
+        pair, column, above, expected = word * HASH + before, np.uint64(min(place - line, 255)), np.uint64(0), np.uint64(0)
         if np.int64(past[LINE_1]) + place - line < line:
             above = np.uint64(text[np.int64(past[LINE_1]) + place - line])
+        if past[LENGTH_1]:                                              # the last match goes on
+            expected = np.uint64(256 + text[np.int64(past[FOUND_1])])
+        hashes[6] = h & np.uint64(0xFFFFFFFFFF)
         hashes[7] = np.uint64(0)
         hashes[8] = pair
         hashes[9] = pair * HASH + past[WORD_2]
@@ -94,7 +94,7 @@ def hash_contexts(past, text, place, recent, expected, length, hashes):
         hashes[27] = h & np.uint64(0xF8F8F8F8FF)
         hashes[28] = past[TITLE] * HASH + word
         hashes[29] = past[TITLE_1] * HASH + (h & np.uint64(0xFFFFFF))
-        hashes[30] = np.uint64(expected << 16 | min(length, 15) << 8) | last
+        hashes[30] = expected << np.uint64(16) | min(past[LENGTH_1], np.uint64(15)) << np.uint64(8) | last
         hashes[31] = past[WORDS] << np.uint64(16) | past[WORD_LENGTH] << np.uint64(8) | last
         hashes[32] = past[SHAPE] * HASH + last
     for i in range(len(hashes)):
@@ -153,19 +153,24 @@ def after_bits():
 # --- lines and slots --------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
-def find_lines(table, hashes, half, found):
-    """Write where in table (2^k, SLOTS) uint32 the lines of all contexts are to found (N,) uint64.
+def send_for_lines(table, hashes, half):
+    """Hash half of a byte as well, and have all lines fetched that `find_lines` looks for.
 
     half: 0 for the first half of the byte; for the second one a 1, then the bits of the first.
     """
-    mask, touched = np.uint64(len(table) - 1), np.uint32(0)
+    mask = np.uint64(len(table) - 1)
     for i in range(len(hashes)):
         hashes[i] = (hashes[i] + np.uint64(half)) * HASH
         hashes[i] ^= hashes[i] >> np.uint64(32)
-        touched |= table[hashes[i] & mask, 0]                   # all misses at once, instead of one after the other
+        prefetch(table, np.int64(hashes[i] & mask) * SLOTS)
+
+
+@njit(cache=True)
+def find_lines(table, hashes, found):
+    """Write where in table (2^k, SLOTS) uint32 the lines of all contexts are to found (N,) uint64."""
+    mask = np.uint64(len(table) - 1)
     for i in range(len(hashes)):
         found[i] = _find(table, hashes[i], mask)
-    return touched
 
 
 @njit(cache=True)

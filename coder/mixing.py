@@ -20,8 +20,8 @@ import numpy as np
 from numba import njit
 
 from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCHES, NODES, PAIRS, SLOTS,
-                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, find_runs, hash_contexts, remember, step_of,
-                       tell_runs, tell_slots)
+                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, find_runs, hash_contexts, remember,
+                       send_for_lines, step_of, tell_runs, tell_slots)
 from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
 from .range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
 
@@ -154,11 +154,12 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
     low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
     if coded and not decoding:
         out = make_room(state, out, len(symbols))
+    hash_contexts(past, text, start, recent, hashes)
+    send_for_lines(table, hashes, 0)
     for t in range(len(symbols)):
         place, symbol, byte = start + t, symbols[t], 1
         for k in range(MATCHES):
             expected[k], length[k] = find_match(past, k, text, place, seen)
-        hash_contexts(past, text, place, recent, expected[1], length[1], hashes)
         find_runs(runs, hashes, run_at, expected, length)
         three = np.int64(past[HISTORY] & np.uint64(0xFFFFFF))
         last, sure = three & 255, min(length[0], 31) >> 1
@@ -166,8 +167,8 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
             low, width, total = 0, 256, _sum(frequencies, t, 0, 256)
         for bit in range(8):                                        # byte: a 1, then the bits so far
             if bit & 3 == 0:
-                node, half = 1, byte if bit else 0                  # a branch among the arguments costs: they would be counted
-                find_lines(table, hashes, half, lines)
+                find_lines(table, hashes, lines)
+                node = 1
             # predict
             met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
             for k in range(G):
@@ -198,7 +199,7 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
             x = dot(final, byte, outs)
             mixed = np.int64(squash[x + LIMIT])
             by_last, last_at = refine(refining, BY_LAST, byte | last << 8, x)
-            by_three, three_at = refine(refining, BY_THREE, (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0xFFFF, x)
+            by_three, three_at = refine(refining, BY_THREE, (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0x1FFF, x)
             p = (2 * mixed + by_last + by_three + 2) >> 2
             # code
             if decoding:
@@ -207,23 +208,30 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
                 y = symbol >> 7 - bit & 1
                 if coded:
                     encode_bit(state, out, p, y)
+            # send for what the next bit needs: it comes while this one is learned
+            before, byte = byte, byte << 1 | y
+            if bit == 7:
+                symbols[t] = byte & 255
+                tell_runs(runs, run_at, byte & 255)
+                remember(past, text, place, recent, byte & 255)
+                hash_contexts(past, text, place + 1, recent, hashes)
+                send_for_lines(table, hashes, 0)
+            elif bit == 3:
+                send_for_lines(table, hashes, byte)
             # learn
-            tell_slots(table, lines, node, byte, maps, nodes, places, y, shares)
+            tell_slots(table, lines, node, before, maps, nodes, places, y, shares)
             for k in range(G):
                 if met_at[k] >= 0:
                     adapt(lengths, k, met_at[k], y, shares)
             for k in range(K):
                 learn(weights, rows[k], inputs, (y << 16) - np.int64(squash[outs[k] + LIMIT]), control[RATE])
-            learn(final, byte, outs, (y << 16) - mixed, FINAL_RATE)
+            learn(final, before, outs, (y << 16) - mixed, FINAL_RATE)
             corrected(refining, BY_LAST, last_at, y)
             corrected(refining, BY_THREE, three_at, y)
             if gpt:
                 corrected(refining, BY_GPT, refined_gpt, y)
                 low, total = (low + width, ones) if y else (low, total - ones)
-            byte, node = byte << 1 | y, node << 1 | y
-        symbols[t] = byte & 255
-        tell_runs(runs, run_at, byte & 255)
-        remember(past, text, place, recent, byte & 255)
+            node = node << 1 | y
         control[TIME] += 1
         if control[TIME] % SLOWER == 0 and control[RATE] > LEAST_RATE:
             control[RATE] -= 1

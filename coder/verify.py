@@ -17,11 +17,11 @@ from .logistic import SQUASH, STRETCH
 EXPECTED = {
     "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
     "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "59b75ec7ff207f136929a3f5446bfeb6adea8c5adf6059c10de87340f5c7476c",
-    "online, primed: code": "b79e7a175c3d2129550224c8ae01520550b8edd00f6896a0bcdff5d626df0cff",
-    "two models, online: code": "4cef561b88634fc6db0ade0da12d833a02dde12556451f559dabf3a9311bb0aa",
-    "fast: code": "0334b095ec7412a2e2efac3bf4df9d8b59e4c123f3b428d6e604c2781dd81d54",
-    "scratch: file": "d5daa2394926b8aad23f933126b1833f7cd80972e883578a91dcb70d12ecaef7",
+    "online: code": "4aec496120daf58b28465c03208740fe9a330e1765cb05ffa1874faa0929d18e",
+    "online, primed: code": "6ebd8d330e307d73c3fcd27f69fcf77e11b6f2d72172b34401c3502631d8c730",
+    "two models, online: code": "b3d000c81b5253fa74a5e7b31fb6a2da4c4d88507bb1a0c3308bda3b0a37b91f",
+    "fast: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
+    "scratch: file": "09f6059d748ff5f76a77711605d894eabda5f891f1fa4bc8af37cb91ef9c673e",
 }
 LICENSE = b"""\
 MIT License

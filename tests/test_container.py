@@ -90,7 +90,7 @@ def flipped(file, byte, bit=0):
 
 def read_by_the_table(file):
     """Follows the table in container's docstring, offset by offset, and shares nothing with the code below it."""
-    assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 4 and file[6] in (0, 1)
+    assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 5 and file[6] in (0, 1)
     mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast"}[file[5]], 16 * file[6]
     k, length = file[7], number(file, 8, 8)
     n = (length + 2 ** k - 1) // 2 ** k
@@ -151,7 +151,7 @@ def test_compressed_files_follow_the_table():
     (b"\x1f\x8b\x08" + bytes(100), "not a file that this program compressed"),
     (b"\x89GZ\r\n" + bytes(100), "not a file that this program compressed"),        # sent "as text"
     (b"\n", "not a file that this program compressed"),
-    (b"\x89GZ\n\x05", "needs a newer program"),
+    (b"\x89GZ\n\x06", "needs a newer program"),
     (b"\x89GZ\n\x03" + bytes(200), "format version 3, of an older program"),
     (b"\x89GZ\n\xff" + bytes(200), "format version 255"),
 ])
