@@ -71,7 +71,7 @@ class Mixing:
         each = 3 if fast else 4                                         # inputs of a context
         G = MATCHES + N * (not fast)                                    # guesses of the byte: matches and runs
         n = each * N + G + 1 + GPT_INPUTS * gpt
-        lines = 1 << min(max((size * N).bit_length() - 1 - fast, 12), MOST_LINES)       # text needs one for about 3 contexts
+        lines = 1 << min(max((size * N).bit_length() - 1 - fast, 12), MOST_LINES)       # 1/2 to 1 for each byte and context
         edges = np.clip(np.arange(32) * 128 - 2048 + 64, -LIMIT, LIMIT) + LIMIT
         surprise = ONE // (2 * np.arange(LENGTHS) + 4)                  # the chance that a match of this length is wrong
         self.memory = Memory(
@@ -148,8 +148,8 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
     hashes, lines, places = np.empty(N, np.uint64), np.empty(N, np.uint64), np.zeros(N, np.int64)
     inputs, outs, rows = np.zeros(n, np.int32), np.zeros(K, np.int32), np.empty(K, np.int64)
     expected, length, met_at, run_at = np.zeros((4, G), np.int64)
-    first_match = (4 if len(nodes) else 3) * N
-    from_gpt = first_match + G + 1
+    first_guess = (4 if len(nodes) else 3) * N
+    from_gpt = first_guess + G + 1
     inputs[from_gpt - 1] = 256                                          # 1.0: its weight is a bias
     low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
     if coded and not decoding:
@@ -172,10 +172,10 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
             # predict
             met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
             for k in range(G):
-                inputs[first_match + k], met_at[k] = 0, -1
+                inputs[first_guess + k], met_at[k] = 0, -1
                 if expected[k] >> 8 - bit == byte:
                     met_at[k] = 2 * step_of(length[k]) + (expected[k] >> 7 - bit & 1)
-                    inputs[first_match + k] = stretch[lengths[k, met_at[k]] >> np.uint32(16)]
+                    inputs[first_guess + k] = stretch[lengths[k, met_at[k]] >> np.uint32(16)]
                 elif k == 0:
                     sure = 0
             rows[0], rows[1], rows[2] = byte, sure * 8 + met, last
@@ -199,7 +199,8 @@ def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
             x = dot(final, byte, outs)
             mixed = np.int64(squash[x + LIMIT])
             by_last, last_at = refine(refining, BY_LAST, byte | last << 8, x)
-            by_three, three_at = refine(refining, BY_THREE, (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0x1FFF, x)
+            hashed = (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0x1FFF        # 13 bits: the curves stay in a cache
+            by_three, three_at = refine(refining, BY_THREE, hashed, x)
             p = (2 * mixed + by_last + by_three + 2) >> 2
             # code
             if decoding:

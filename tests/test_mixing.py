@@ -185,6 +185,14 @@ def test_lines_are_found_again_and_the_least_used_of_three_gives_way():
     assert contexts._find(table, hashes[3], np.uint64(7)) == first[1] and table[int(first[1]), 1] == 0
 
 
+@pytest.mark.parametrize("count", [contexts.FAST, contexts.ALL])
+def test_each_context_is_hashed_and_nothing_else_is_written(count):
+    text, past = np.zeros(1, np.uint8), np.zeros(contexts.FIELDS, np.uint64)
+    hashes = np.zeros(contexts.ALL + 1, np.uint64)
+    contexts.hash_contexts(past, text, 0, np.zeros((2, 2 ** 16), np.uint64), hashes[:count])
+    assert len(set(hashes[:count].tolist())) == count and hashes[:count].all() and not hashes[count:].any()
+
+
 @given(st.binary(min_size=1, max_size=40), st.integers(2, 5))
 @settings(deadline=None, max_examples=40)
 def test_a_match_expects_what_followed(unit, times):
