@@ -1,8 +1,6 @@
 """Bytes through model and range coder, and back: windows, streams, both ways to predict, and codes that stay the same."""
 
-import json
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llvmlite import binding
 
 from coder import codec, verify
 from coder.codec import START, Predictor, Streams, decode_block, encode_block, windows
@@ -20,7 +17,6 @@ from coder.compressor import decompress
 from coder.container import CoderError, read
 from coder.mixing import Mixing
 from coder.verify import LICENSE, TEXT
-from minigpt import verify as network
 from minigpt.checkpoint import fingerprint
 from minigpt.model import GPT, GPTConfig
 from tests import golden_coder
@@ -315,15 +311,6 @@ def test_the_file_of_today_opens_for_ever():
 @pytest.mark.slow
 def test_this_machine_computes_the_golden_codes():
     assert dict(verify.results()) == verify.EXPECTED
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
-@pytest.mark.skipif(not binding.get_host_cpu_features().get("avx2"), reason="this machine has no avx2")
-def test_code_for_another_processor_computes_the_golden_codes(tmp_path):
-    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-m", "coder", "verify", "--json"], env=environment, capture_output=True, text=True)
-    assert json.loads(run.stdout) == {**network.EXPECTED, **verify.EXPECTED} and run.returncode == 0, run.stderr
 
 
 def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):

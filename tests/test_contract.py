@@ -20,7 +20,7 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, prange, types
 from numba.core.bytecode import FunctionIdentity
 from numba.core.codegen import CPUCodeLibrary
@@ -274,31 +274,40 @@ def told_apart():
 
 
 def examine():
-    """Compile and run every kernel; returns what is wrong with its code."""
-    wrong = set()
+    """Compile and run every kernel; returns what is wrong with its code, and the hashes of what it computed."""
+    wrong, hashes = set(), {}
     with compiled() as found, told_apart() as twice:
         from coder import baselines, packed
         from coder import verify as verify_coder
         from minigpt import verify
         from tests import golden_coder
         try:
-            dict(verify.results())
-            dict(verify_coder.results())
+            hashes |= verify.results()
+            hashes |= verify_coder.results()
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)
             packed.unpack(packed.pack(golden_coder.taught()))
         except Exception as error:          # wrong arithmetic may break what rests on it
             wrong.add(("while it ran", repr(error)))
-    return sorted({*wrong, *inexact(found), *overlooked(found), *twice})
+    return {"wrong": sorted({*wrong, *inexact(found), *overlooked(found), *twice}), "hashes": hashes}
 
 
+# Both kinds of processor, whichever this is: tiles, and so functions, differ between AVX-512 and AVX2.
 @pytest.mark.slow
-def test_compiled_code_does_only_what_the_contract_allows(tmp_path):
+@pytest.mark.parametrize("processor", ["this one", pytest.param("haswell", marks=pytest.mark.skipif(
+    not binding.get_host_cpu_features().get("avx2"), reason="this machine has no AVX2"))])
+def test_compiled_code_does_only_what_the_contract_allows_and_computes_the_golden_bits(processor, tmp_path):
     # An empty cache, so that everything is compiled; and two threads, since some code is only for more than one.
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    if processor != "this one":
+        environment |= {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-m", "tests.test_contract"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert not (wrong := json.loads(run.stdout)), "\n".join(["the contract forbids:", *map(": ".join, wrong)])
+    found = json.loads(run.stdout)
+    from coder import verify as coder       # here, since `examine` must see everything compiled, the imports' part as well
+    from minigpt import verify as network
+    assert not found["wrong"], "\n".join(["the contract forbids:", *map(": ".join, found["wrong"])])
+    assert found["hashes"] == {**network.EXPECTED, **coder.EXPECTED}
 
 
 # --- is the second guard awake? ---------------------------------------------------------------------------------------

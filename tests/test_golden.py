@@ -42,7 +42,7 @@ def test_this_machine_computes_the_golden_bits():
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86-64 processors")
 def test_code_for_the_oldest_processor_computes_the_golden_bits(tmp_path):
-    """Without fused multiply-add, and four lanes at a time.  (tests/test_codec.py does it for one with eight.)"""
+    """Without fused multiply-add, and four lanes at a time.  (tests/test_contract.py does it for one with eight.)"""
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     found = subprocess.run([sys.executable, "-m", "minigpt", "verify", "--json"], env=environment, capture_output=True, text=True)
     assert json.loads(found.stdout) == verify.EXPECTED and found.returncode == 0

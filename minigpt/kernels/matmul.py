@@ -19,6 +19,8 @@ Other shapes are for what it does not suit: a narrow one for the last columns, l
 read b where it lies, so they take long pieces of its rows at a time, as memory likes it.
 """
 
+from functools import cache
+
 import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, njit, prange, types
@@ -55,6 +57,7 @@ def at(typing, array, offset):
     return _float(array, intp), generate
 
 
+@cache
 def _make_tile(rows, width):
     """The innermost loop: c (rows, width) = or += a (rows, depth) @ b (depth, width), with c held in registers.
 
@@ -100,7 +103,7 @@ def _make_tile(rows, width):
 
 
 _tile = _make_tile(ROWS, WIDTH)
-_narrow_tile = _make_tile(ROWS, LANES)
+_narrow_tile = _make_tile(ROWS, LANES)       # where a tile is LANES wide anyway, the same function (see `named`)
 _row_tile = _make_tile(1, WIDTH)
 _low_tile = _make_tile(LOW, BROAD)
 _broad_tile = _make_tile(1, BROAD)
