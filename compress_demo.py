@@ -26,10 +26,10 @@ from coder import baselines, codec, packed, report
 from coder.__main__ import candidates
 from coder.compressor import compress, decompress
 from coder.container import CoderError, read
-from coder.ensemble import members
 from coder.intervals import WHOLE, bits, decode, shortest_code, steps
 from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
+from minigpt.ensemble import members
 
 SENTENCE = b"To be, or not to be"
 BYTES = 8 * 1024            # of a longer text

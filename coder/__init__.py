@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
-from minigpt.kernels import forget_stale_code
+from minigpt.kernels.cache import forget_stale_code
 
 forget_stale_code(Path(__file__).parent)
+forget_stale_code(Path(__file__).parent / "mixing", Path(__file__).parent)

@@ -22,12 +22,12 @@ from itertools import groupby
 import numpy as np
 
 from minigpt import rng
+from minigpt.ensemble import empty, members
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
-from .ensemble import empty, members
 from .frequencies import to_frequencies
-from .mixing import Mixer, Mixing
+from .mixing.mixer import Mixer, Mixing
 from .range_coder import Decoder, Encoder
 
 START = 10                  # what a stream is said to follow: a line break
@@ -206,7 +206,7 @@ def lay_out(predictor, data):
 
 
 class Plain:
-    """The symbols of one block, coded with the GPT's own frequencies: as mixing.Mixer, but nothing is mixed."""
+    """The symbols of one block, coded with the GPT's own frequencies: as mixer.Mixer, but nothing is mixed."""
 
     def __init__(self, layout, code=None):
         self.layout, self.coder = layout, Encoder() if code is None else Decoder(code)

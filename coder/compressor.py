@@ -4,10 +4,10 @@ import hashlib
 import json
 
 from minigpt.checkpoint import fingerprint
+from minigpt.ensemble import members
 
 from . import codec
 from .container import LARGEST_BLOCK, SMALLEST_BLOCK, CoderError, Header, read, write
-from .ensemble import members
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)

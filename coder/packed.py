@@ -27,10 +27,10 @@ import numpy as np
 from numba import njit
 
 from minigpt.checkpoint import CheckpointError, fingerprint, load_checkpoint
-from minigpt.kernels.rows import sum_of_squares
+from minigpt.ensemble import Ensemble, empty, members
+from minigpt.kernels.sums import sum_of_squares
 from minigpt.model import GPTConfig
 
-from .ensemble import Ensemble, empty, members
 from .range_coder import (decode_symbol, decode_target, encode_symbol, finish_encoding, overrun, start_decoding,
                           start_encoding)
 

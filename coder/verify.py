@@ -4,14 +4,14 @@ import hashlib
 from dataclasses import replace
 
 from minigpt import verify
+from minigpt.ensemble import Ensemble
 from minigpt.model import GPT, GPTConfig
 from minigpt.verify import sha256
 
 from . import codec
 from .compressor import compress, decompress
 from .container import CoderError
-from .ensemble import Ensemble
-from .logistic import SQUASH, STRETCH
+from .mixing.logistic import SQUASH, STRETCH
 
 # A change here is a new format: whoever has a compressed file can no longer open it.
 EXPECTED = {

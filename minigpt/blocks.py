@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from .kernels import attention, elementwise
+from .kernels import activations, attention
+from .kernels.rotary import rotate
 from .layers import Dropout, Layer, LayerNorm, Linear, RMSNorm
 
 
@@ -20,12 +21,12 @@ class Rotary(Layer):
         self.cosine, self.sine = rotary_tables(positions, head_size)
 
     def forward(self, x, T):
-        elementwise.rotate(x, self.cosine, self.sine, T, self.n_head, x)
+        rotate(x, self.cosine, self.sine, T, self.n_head, x)
         return x
 
     # A rotation's transpose is the rotation back.
     def backward(self, dy, T):
-        elementwise.rotate(dy, self.cosine, -self.sine, T, self.n_head, dy)
+        rotate(dy, self.cosine, -self.sine, T, self.n_head, dy)
         return dy
 
 
@@ -121,9 +122,9 @@ class FeedForward(Layer):
     """y = act(x W1) W2, with 4 C channels between."""
 
     ACTIVATIONS = {
-        "relu": (elementwise.relu_forward, elementwise.relu_backward),
-        "gelu": (elementwise.gelu_forward, elementwise.gelu_backward),
-        "relu2": (elementwise.squared_relu_forward, elementwise.squared_relu_backward),
+        "relu": (activations.relu_forward, activations.relu_backward),
+        "gelu": (activations.gelu_forward, activations.gelu_backward),
+        "relu2": (activations.squared_relu_forward, activations.squared_relu_backward),
     }
 
     def __init__(self, config, std, std_out):

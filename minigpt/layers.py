@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import rng
-from .kernels import elementwise, rows
+from .kernels import elementwise, norms, softmax, sums
 from .kernels.matmul import matmul
 
 
@@ -101,13 +101,13 @@ class Linear(Layer):
         """Return dx = dy W^T, added to `dx` where one is given."""
         matmul(self.x.T, dy, self.weight.grad, accumulate=True)
         if self.bias:
-            rows.add_column_sums(dy, self.bias.grad)
+            sums.add_column_sums(dy, self.bias.grad)
         out = self.passing("dx", *self.x.shape) if dx is None else dx
         return matmul(dy, self.weight.data.T, out, accumulate=dx is not None)
 
 
 class LayerNorm(Layer):
-    """Each row to mean 0 and variance 1, then times gain, plus bias (or no bias).  Derived in kernels/rows.py."""
+    """Each row to mean 0 and variance 1, then times gain, plus bias (or no bias).  Derived in kernels/norms.py."""
 
     def __init__(self, n, bias):
         super().__init__()
@@ -118,12 +118,12 @@ class LayerNorm(Layer):
     def forward(self, x):
         self.x, self.mean, self.rstd = x, self.kept("mean", len(x)), self.kept("rstd", len(x))
         y = self.kept("y", *x.shape)
-        rows.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._no_bias[0], y, self.mean, self.rstd)
+        norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._no_bias[0], y, self.mean, self.rstd)
         return y
 
     def backward(self, dy):
         dx, dbias = self.passing("dx", *dy.shape), self.bias.grad if self.bias else self._no_bias[1]
-        rows.layer_norm_backward(dy, self.x, self.gain.data, self.mean, self.rstd, dx, self.gain.grad, dbias)
+        norms.layer_norm_backward(dy, self.x, self.gain.data, self.mean, self.rstd, dx, self.gain.grad, dbias)
         return dx
 
 
@@ -137,12 +137,12 @@ class RMSNorm(Layer):
     def forward(self, x):
         self.x, self.rstd = x, self.kept("rstd", len(x))
         y = self.kept("y", *x.shape)
-        rows.rms_norm_forward(x, self.gain.data, y, self.rstd)
+        norms.rms_norm_forward(x, self.gain.data, y, self.rstd)
         return y
 
     def backward(self, dy):
         dx = self.passing("dx", *dy.shape)
-        rows.rms_norm_backward(dy, self.x, self.gain.data, self.rstd, dx, self.gain.grad)
+        norms.rms_norm_backward(dy, self.x, self.gain.data, self.rstd, dx, self.gain.grad)
         return dx
 
 
@@ -159,7 +159,7 @@ class Embedding(Layer):
 
     # A row was copied to every n with ids[n] = row, so their derivatives add up in it.
     def backward(self, dy):
-        rows.add_rows_at(dy, self.ids, self.weight.grad)
+        sums.add_rows_at(dy, self.ids, self.weight.grad)
 
 
 class Dropout(Layer):
@@ -210,13 +210,13 @@ class CrossEntropy(Layer):
     def forward(self, logits, targets):
         self.targets = targets
         self.losses, self.probabilities = self.kept("losses", len(logits)), self.kept("p", *logits.shape)
-        rows.cross_entropy_forward(logits, targets, self.probabilities, self.losses)
+        softmax.cross_entropy_forward(logits, targets, self.probabilities, self.losses)
         total = np.zeros(1, np.float32)
-        rows.add_column_sums(self.losses.reshape(-1, 1), total)
+        sums.add_column_sums(self.losses.reshape(-1, 1), total)
         return float(total[0] / np.float32(len(logits)))
 
     def backward(self):
         dloss = np.float32(1) / np.float32(len(self.targets))
         dlogits = self.passing("dlogits", *self.probabilities.shape)
-        rows.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
+        softmax.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
         return dlogits

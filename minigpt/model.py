@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .blocks import Block, Cache, Rotary
-from .kernels import threads_for
-from .kernels.step import ACTIVATIONS, step_by_columns, step_by_rows
+from .kernels.decode import ACTIVATIONS, step_by_columns, step_by_rows
+from .kernels.runtime import threads_for
 from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 FEW, WIDE = 32, 320               # rows, channels: a step of so few rows through a network so wide shares its columns

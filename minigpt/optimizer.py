@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .kernels.elementwise import adamw
-from .kernels.orthogonal import orthogonalise
-from .kernels.rows import sum_of_squares
+from .kernels.muon import orthogonalise
+from .kernels.sums import sum_of_squares
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import codecs
 import numpy as np
 
 from . import rng
-from .kernels.rows import softmax_row
+from .kernels.softmax import softmax_row
 
 
 def choose(logits, temperature, top_k, top_p, word):

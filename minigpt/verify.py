@@ -24,10 +24,11 @@ from numba.core.registry import cpu_target
 from . import rng
 from .blocks import rotary_tables
 from .checkpoint import fingerprint
-from .kernels import attention, check_arithmetic, elementwise, rows
+from .kernels import activations, attention, elementwise, norms, rotary, softmax, sums
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
-from .kernels.orthogonal import orthogonalise
+from .kernels.muon import orthogonalise
+from .kernels.runtime import check_arithmetic
 from .layers import Draw
 from .model import WIDE, GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
@@ -151,31 +152,31 @@ def kernels():
     N, C, T, H = 78, 72, 26, 2                                      # three sequences of T tokens
     x, dy, odd = numbers("x", N, C), numbers("dy", N, C), numbers("odd", N, C, special=True)
     gain, bias = numbers("gain", 2, C)
-    yield "sum of squares", sha256(rows.sum_of_squares(numbers("squares", 9999)))
+    yield "sum of squares", sha256(sums.sum_of_squares(numbers("squares", 9999)))
     W, (y, dx) = numbers("W", C, 300), outputs((N, 300), (N, C))    # 300: more than one panel
     yield "matmul: x W", sha256(matmul(odd, W, y))
     yield "matmul: dy W^T", sha256(matmul(y, W.T, dx))
     yield "matmul: += x^T dy", sha256(matmul(x.T, numbers("y", N, 300), W, accumulate=True))
 
     y, mean, rstd, dx, dgain, dbias = outputs((N, C), N, N, (N, C), C, C)
-    rows.layer_norm_forward(odd, gain, bias, y, mean, rstd)
+    norms.layer_norm_forward(odd, gain, bias, y, mean, rstd)
     yield "layer norm", sha256(y, mean, rstd)
-    rows.layer_norm_forward(x, gain, bias, y, mean, rstd)
-    rows.layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias)
+    norms.layer_norm_forward(x, gain, bias, y, mean, rstd)
+    norms.layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias)
     yield "layer norm, backward", sha256(dx, dgain, dbias)
-    rows.rms_norm_forward(odd, gain, y, rstd)
+    norms.rms_norm_forward(odd, gain, y, rstd)
     yield "RMS norm", sha256(y, rstd)
-    rows.rms_norm_forward(x, gain, y, rstd)
-    rows.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
+    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
     yield "RMS norm, backward", sha256(dx, dgain)
     total, table = outputs(C, (7, C))
-    rows.add_column_sums(x, total)
-    rows.add_rows_at(x, rng.integers(0, "verify rows", 0, N, 7), table)
+    sums.add_column_sums(x, total)
+    sums.add_rows_at(x, rng.integers(0, "verify rows", 0, N, 7), table)
     yield "sums of columns, sums by index", sha256(total, table)
     targets, (probabilities, losses, dlogits) = rng.integers(0, "verify targets", 0, N, C), outputs((N, C), N, (N, C))
-    rows.cross_entropy_forward(odd, targets, probabilities, losses)
+    softmax.cross_entropy_forward(odd, targets, probabilities, losses)
     yield "softmax and cross-entropy", sha256(probabilities, losses)
-    rows.cross_entropy_backward(np.float32(1 / N), probabilities, targets, dlogits)
+    softmax.cross_entropy_backward(np.float32(1 / N), probabilities, targets, dlogits)
     yield "cross-entropy, backward", sha256(dlogits)
 
     k, v, scale = numbers("k", N, C), numbers("v", N, C), np.float32(1 / 6)
@@ -191,15 +192,15 @@ def kernels():
             attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, pair // H, pair % H, t, scale, one)
     yield "attention, one more token", sha256(one)
 
-    for name, forward, backward in (("ReLU", elementwise.relu_forward, elementwise.relu_backward),
-                                    ("squared ReLU", elementwise.squared_relu_forward, elementwise.squared_relu_backward),
-                                    ("GELU", elementwise.gelu_forward, elementwise.gelu_backward)):
+    for name, forward, backward in (("ReLU", activations.relu_forward, activations.relu_backward),
+                                    ("squared ReLU", activations.squared_relu_forward, activations.squared_relu_backward),
+                                    ("GELU", activations.gelu_forward, activations.gelu_backward)):
         forward(odd, y)
         backward(dy, odd, dx)
         yield name + " and backward", sha256(y, dx)
     elementwise.apply_mask(odd.reshape(-1), rng.keep(0, "verify mask", 0, odd.size, 0.3), np.float32(1.25), y.reshape(-1))
     yield "dropout", sha256(y)
-    elementwise.rotate(odd, *rotary_tables(T, C // H), T, H, y)
+    rotary.rotate(odd, *rotary_tables(T, C // H), T, H, y)
     yield "rotary positions", sha256(y)
     weight, square = x.copy().reshape(-1), np.abs(numbers("square", N * C))
     elementwise.adamw(weight, odd.reshape(-1), dy.reshape(-1), square, *map(np.float32, (0.5, 1e-3, 1.0, 0.9, 0.99, 2.0, 3.0, 1e-8)))

@@ -15,7 +15,7 @@ from coder import codec, verify
 from coder.codec import START, Predictor, Streams, decode_block, encode_block, windows
 from coder.compressor import decompress
 from coder.container import CoderError, read
-from coder.mixing import Mixing
+from coder.mixing.mixer import Mixing
 from coder.verify import LICENSE, TEXT
 from minigpt.checkpoint import fingerprint
 from minigpt.model import GPT, GPTConfig

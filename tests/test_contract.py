@@ -66,8 +66,8 @@ ALLOWED = [
     ("coder/intervals.py", "", "math.log2", "only shown to a person"),
     ("coder/intervals.py", "shortest_code", "**", "integers"),
     ("coder/intervals.py", "decode", "**", "integers"),
-    ("coder/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
-    ("coder/mixing.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
+    ("coder/mixing/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
+    ("coder/mixing/mixer.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
     ("coder/report.py", ANY, ANY, "only shown to a person: nothing it computes goes into a file that is decoded"),
 ]
 

@@ -8,8 +8,8 @@ from numba import get_num_threads, set_num_threads
 
 from coder import codec, packed
 from coder.compressor import compress, decompress, short_fingerprint
-from coder.ensemble import Ensemble, empty, members
 from minigpt.checkpoint import fingerprint, save_checkpoint
+from minigpt.ensemble import Ensemble, empty, members
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from minigpt import __main__, kernels, verify
+from minigpt import __main__, verify
+from minigpt.kernels import cache
 
 # Sets the modes of this thread's arithmetic, as a library in the process might: through the C library's environment.
 SET_MODE = """
@@ -83,8 +84,8 @@ def test_a_wrong_bit_in_a_kernel_is_found_there(monkeypatch):
     def wrong(x, y, **options):
         right(x, y, **options)
         y.reshape(-1).view("uint32")[5] ^= 1
-    right = verify.elementwise.gelu_forward
-    monkeypatch.setattr(verify.elementwise, "gelu_forward", wrong)
+    right = verify.activations.gelu_forward
+    monkeypatch.setattr(verify.activations, "gelu_forward", wrong)
     differing = [name for name, value in verify.kernels() if value != verify.EXPECTED[name]]
     assert differing == ["GELU and backward"]
 
@@ -101,7 +102,7 @@ def test_every_nan_hashes_alike_and_zeros_do_not():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_that_changes_results_is_refused(mode):
     code = SET_MODE + f"""
-from minigpt.kernels import threads_for
+from minigpt.kernels.runtime import threads_for
 with threads_for(1): pass
 set_mode({MODES[mode]})
 try:
@@ -119,7 +120,7 @@ with threads_for(1): pass
 def test_such_a_mode_in_a_thread_that_computes_for_this_one_is_refused():
     code = SET_MODE + f"""
 import numpy as np
-from minigpt.kernels import threads_for
+from minigpt.kernels.runtime import threads_for
 from minigpt.kernels.matmul import matmul
 x = np.ones((64, 64), np.float32)
 set_mode({MODES["flush results to zero"]})
@@ -158,13 +159,13 @@ def test_the_programs_say_so_in_one_sentence(program, tmp_path):
 
 @pytest.mark.parametrize("place", ["beside the source", "NUMBA_CACHE_DIR"])
 def test_stale_code_is_forgotten(place, tmp_path, monkeypatch):
-    source, cache = tmp_path / "package", tmp_path / "cache"
-    monkeypatch.setattr(kernels.config, "CACHE_DIR", "" if place == "beside the source" else str(cache))
-    folder = source / "__pycache__" if place == "beside the source" else cache / "package_0123"
+    source, compiled = tmp_path / "package", tmp_path / "cache"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "" if place == "beside the source" else str(compiled))
+    folder = source / "__pycache__" if place == "beside the source" else compiled / "package_0123"
     folder.mkdir(parents=True), source.mkdir(exist_ok=True), (source / "a.py").touch()
     for name, age in (("old.nbi", -9), ("new.nbi", 9), ("old.pyc", -9)):
         (folder / name).touch()
         written = os.stat(source / "a.py").st_mtime
         os.utime(folder / name, (written + age, written + age))
-    kernels.forget_stale_code(source)
+    cache.forget_stale_code(source)
     assert sorted(path.name for path in folder.iterdir()) == ["new.nbi", "old.pyc"]

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 import pytest
 
-from minigpt.kernels.step import step_by_columns
+from minigpt.kernels.decode import step_by_columns
 from minigpt.layers import Draw
 from minigpt.optimizer import Optimizer, OptimizerConfig
 from tests import reference

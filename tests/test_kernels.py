@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numba import njit
 
-from minigpt.kernels import elementwise, lanes, matmul as matmul_module, rows
+from minigpt.kernels import activations, elementwise, lanes, matmul as matmul_module, norms, rotary, softmax, sums
 from minigpt.kernels.attention import BLOCK, attend_one, attention_backward, attention_forward
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
@@ -247,13 +247,13 @@ def squares_in_order(x):
 @pytest.mark.parametrize("size", (0, 1, 15, 16, 17, 4095, 4096, 4097, 8191, 8192, 10_000))
 def test_sum_of_squares_adds_in_the_promised_order(size):
     x = random(size, seed=size)
-    assert np.float32(rows.sum_of_squares(x)) == squares_in_order(x)
-    assert agrees(rows.sum_of_squares(x), np.sum(x.astype(np.float64) ** 2), 4)
+    assert np.float32(sums.sum_of_squares(x)) == squares_in_order(x)
+    assert agrees(sums.sum_of_squares(x), np.sum(x.astype(np.float64) ** 2), 4)
 
 
 def test_sum_of_squares_takes_an_array_of_any_shape():
     x = random(3, 70, 41)
-    assert rows.sum_of_squares(x) == rows.sum_of_squares(x.reshape(-1))
+    assert sums.sum_of_squares(x) == sums.sum_of_squares(x.reshape(-1))
 
 
 @pytest.mark.parametrize("C", LENGTHS)
@@ -263,7 +263,7 @@ def test_add_column_sums_adds_row_after_row(N, C):
     expected = total.copy()
     for row in x:
         expected = expected + row
-    rows.add_column_sums(x, total)
+    sums.add_column_sums(x, total)
     assert same_bits(total, expected)
 
 
@@ -274,7 +274,7 @@ def test_add_rows_at_adds_repeated_indices_in_turn(indices, C):
     expected = table.copy()
     for row, index in zip(x, indices):
         expected[index] = expected[index] + row
-    rows.add_rows_at(x, np.array(indices, np.int64), table)
+    sums.add_rows_at(x, np.array(indices, np.int64), table)
     assert same_bits(table, expected)
 
 
@@ -384,7 +384,7 @@ NORM_SHAPES = [(N, C) for N in (1, 5) for C in LENGTHS]
 
 def layer_norm_forward(x, gain, bias):
     y, mean, rstd = np.empty_like(x), np.empty(len(x), np.float32), np.empty(len(x), np.float32)
-    rows.layer_norm_forward(x, gain, bias, y, mean, rstd)
+    norms.layer_norm_forward(x, gain, bias, y, mean, rstd)
     return y, mean, rstd
 
 
@@ -408,7 +408,7 @@ def test_layer_norm_backward_is_the_slope(N, C):
     _, mean, rstd = layer_norm_forward(x, gain, bias)
     dx, before = np.empty_like(x), random(2, C, seed=4)
     dgain, dbias = before.copy()
-    rows.layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias)
+    norms.layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias)
     assert is_slope(dx, lambda x: np.sum(dy * layer_norm(x, gain, bias)), x, 64, np.abs(dy * gain * rstd[:, None]).max())
     x = x.astype(np.float64)
     assert is_slope(dgain - before[0], lambda gain: np.sum(dy * layer_norm(x, gain, bias)), gain, 64)
@@ -419,7 +419,7 @@ def test_layer_norm_backward_is_the_slope(N, C):
 @pytest.mark.parametrize("spread", (1, 1e-6, 1e8))
 def test_rms_norm_agrees_with_float64(N, C, spread):
     x, gain, y, rstd = random(N, C, size=spread), random(C, seed=1), np.empty((N, C), np.float32), np.empty(N, np.float32)
-    rows.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_forward(x, gain, y, rstd)
     assert agrees(y, rms_norm(x.astype(np.float64), gain), 5)
 
 
@@ -428,8 +428,8 @@ def test_rms_norm_backward_is_the_slope(N, C):
     x, gain, dy = random(N, C), random(C, seed=1), random(N, C, seed=3)
     y, rstd, dx, before = np.empty_like(x), np.empty(N, np.float32), np.empty_like(x), random(C, seed=4)
     dgain = before.copy()
-    rows.rms_norm_forward(x, gain, y, rstd)
-    rows.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
+    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
     assert is_slope(dx, lambda x: np.sum(dy * rms_norm(x, gain)), x, 8, np.abs(dy * gain * rstd[:, None]).max())
     x = x.astype(np.float64)
     assert is_slope(dgain - before, lambda gain: np.sum(dy * rms_norm(x, gain)), gain, 8)
@@ -438,8 +438,8 @@ def test_rms_norm_backward_is_the_slope(N, C):
 def test_the_rms_norm_of_zeros_is_zero_and_has_a_slope():
     x, gain, dgain = np.zeros((1, 17), np.float32), random(17), np.zeros(17, np.float32)
     y, dx, rstd = np.empty_like(x), np.empty_like(x), np.empty(1, np.float32)
-    rows.rms_norm_forward(x, gain, y, rstd)
-    rows.rms_norm_backward(np.ones_like(x), x, gain, rstd, dx, dgain)
+    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_backward(np.ones_like(x), x, gain, rstd, dx, dgain)
     assert (y == 0).all() and (dgain == 0).all()
     assert agrees(dx, gain[None] / np.sqrt(1e-5), 8)
 
@@ -448,7 +448,7 @@ def test_the_rms_norm_of_zeros_is_zero_and_has_a_slope():
 
 @njit
 def softmax_of(x, at, count, width, scale, result):
-    result[0], result[1] = rows.softmax_row(x, at, count, width, scale)
+    result[0], result[1] = softmax.softmax_row(x, at, count, width, scale)
 
 
 @pytest.mark.parametrize("count, width", ((1, 1), (1, 24), (15, 16), (16, 16), (17, 24), (20, 64), (100, 101)))
@@ -480,7 +480,7 @@ def cross_entropy(logits, targets):
 
 def forward_cross_entropy(logits, targets):
     probabilities, losses = np.empty_like(logits), np.empty(len(logits), np.float32)
-    rows.cross_entropy_forward(logits, targets, probabilities, losses)
+    softmax.cross_entropy_forward(logits, targets, probabilities, losses)
     return probabilities, losses
 
 
@@ -512,7 +512,7 @@ def test_a_loss_is_as_exact_with_large_logits_as_with_small_ones(shift):
 def test_cross_entropy_backward_is_the_slope(V):
     logits, targets = logits_and_targets(4, V, 2.0)
     probabilities, _ = forward_cross_entropy(logits, targets)
-    rows.cross_entropy_backward(np.float32(0.25), probabilities, targets, probabilities)          # in place
+    softmax.cross_entropy_backward(np.float32(0.25), probabilities, targets, probabilities)          # in place
     assert is_slope(probabilities, lambda x: 0.25 * cross_entropy(x, targets)[1].sum(), logits, 4)
 
 
@@ -622,9 +622,9 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
 
 
-ACTIVATIONS = {relu: (elementwise.relu_forward, elementwise.relu_backward),
-               squared_relu: (elementwise.squared_relu_forward, elementwise.squared_relu_backward),
-               gelu: (elementwise.gelu_forward, elementwise.gelu_backward)}
+ACTIVATIONS = {relu: (activations.relu_forward, activations.relu_backward),
+               squared_relu: (activations.squared_relu_forward, activations.squared_relu_backward),
+               gelu: (activations.gelu_forward, activations.gelu_backward)}
 SIZES = (0, 1, 15, 16, 17, 4095, 4096, 4097, 9000)
 activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda f: f.__name__)
 
@@ -694,7 +694,7 @@ def test_rotary_tables_hold_the_cosines_and_sines_of_the_paper(positions, D):
 def rotated(x, T, heads, first=0, backwards=False):
     D, y = x.shape[1] // heads, np.empty_like(x)
     cosine, sine = (table[first:].copy() for table in rotary_tables(first + T, D))
-    elementwise.rotate(x, cosine, -sine if backwards else sine, T, heads, y)
+    rotary.rotate(x, cosine, -sine if backwards else sine, T, heads, y)
     return y
 
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coder import codec, contexts, logistic
+from coder import codec
 from coder.codec import decode_block, encode_block
-from coder.contexts import FRESH, LEAST, MATCHES, MOST_MET, SLOTS
-from coder.logistic import (HEAVIEST, LIMIT, ONE, POINTS, SHARES, SQUASH, STRETCH, adapt, corrected, dot, learn, refine,
+from coder.mixing import contexts, logistic
+from coder.mixing.contexts import FRESH, LEAST, MATCHES, MOST_MET, SLOTS
+from coder.mixing.logistic import (HEAVIEST, LIMIT, ONE, POINTS, SHARES, SQUASH, STRETCH, adapt, corrected, dot, learn, refine,
                             straight)
-from coder.mixing import Mixing
+from coder.mixing.mixer import Mixing
 from coder.range_coder import decode_bit, encode_bit, finish_encoding, make_room, start_decoding, start_encoding
 from coder.verify import LICENSE, TEXT
 from tests.golden_coder import taught

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from minigpt.kernels import orthogonal
+from minigpt.kernels import muon
 from minigpt.layers import Parameter
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig, schedule
@@ -100,7 +100,7 @@ MATRICES = ((1, 1), (1, 9), (9, 1), (8, 8), (5, 20), (20, 5), (33, 17), (64, 64)
 
 def orthogonalise(matrix):
     result = np.stack([np.ones_like(matrix), matrix])      # a matrix has the same bits beside others
-    orthogonal.orthogonalise(result)
+    muon.orthogonalise(result)
     return result[1]
 
 

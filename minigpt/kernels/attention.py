@@ -9,9 +9,9 @@ which never sees those keys, arrives at the same ones.  (A zero's sign is the on
 import numpy as np
 from numba import njit, prange
 
-from .lanes import LANES, exp, fma, keep_first, lane_sum, load, load_part, splat, store
+from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store
 from .matmul import WIDTH, product
-from .rows import ONE, ZERO, softmax_row
+from .softmax import softmax_row
 
 BLOCK = 24       # rows: a multiple of both tile heights
 

@@ -17,8 +17,9 @@ without, learns it of the last bits and the byte's bits so far: a law for letter
 import numpy as np
 from numba import njit
 
+from minigpt.kernels.prefetch import prefetch
+
 from .logistic import ONE, SHARES, adapt
-from .prefetch import prefetch
 
 SLOTS = 16                          # numbers in a line: the check and 15 slots
 FRESH = np.uint32(2 ** 31)          # slots are kept with their highest bit flipped, so that 0 is p = 1/2, n = 0, no bits

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ..range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
 from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCHES, NODES, PAIRS, SLOTS,
                        WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, find_runs, hash_contexts, remember,
                        send_for_lines, step_of, tell_runs, tell_slots)
 from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
-from .range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
 
 SETS = 256, 16 * 8, 256                     # mixers choose weights by: the byte's bits so far; match and orders; last byte
 MORE_SETS = 256, 256, 256                   # and, but in fast mode: the byte before; the word; the place in the line

@@ -7,9 +7,9 @@ Each has learned its own accidents from a text that is too short for it; what th
 import numpy as np
 from numba import njit, prange
 
-from minigpt.kernels.lanes import LANES, load_part, log, maximum, splat, store_part
-from minigpt.kernels.rows import ONE, ZERO, softmax_row
-from minigpt.model import GPT
+from .kernels.lanes import LANES, ONE, ZERO, load_part, log, maximum, splat, store_part
+from .kernels.softmax import softmax_row
+from .model import GPT
 
 LEAST = np.float32(2.0 ** -100)      # a probability that no member can tell from 0; its logarithm is finite
 

@@ -14,11 +14,12 @@ Every output goes through the same functions as in the kernels for whole windows
 import numpy as np
 from numba import njit, prange
 
+from .activations import gelu, relu, squared_relu
 from .attention import attend_one
-from .elementwise import gelu, relu, rotate_row, squared_relu
-from .lanes import LANES, load_part, store_part
+from .lanes import LANES, ZERO, load_part, store_part
 from .matmul import BROAD, product
-from .rows import ZERO, layer_norm_row, rms_norm_row
+from .norms import layer_norm_row, rms_norm_row
+from .rotary import rotate_row
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
 RELU, GELU, _ = ACTIVATIONS.values()

@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minigpt.kernels.lanes import pointer
+from .lanes import pointer
 
 
 @intrinsic

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from .matmul import product
-from .rows import sum_in_chunks
+from .sums import sum_in_chunks
 
 # X <- a X + b (X X^T) X + c (X X^T)^2 X acts on each singular value s as a s + b s^3 + c s^5, which from anywhere in
 # (0, 1] lands near 1 in five rounds.  [Newton-Schulz; coefficients of Jordan et al. 2024, "Muon"]

@@ -1,0 +1,103 @@
+"""ReLU, its square, and GELU, forward and backward, each in one pass over memory.
+
+(No kernel makes a view of its arguments: Numba's parallel pass loses sight of a view that is unpacked from a tuple,
+takes what is written to it for dead, and drops it.)
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .lanes import LANES, ONE, ZERO, exp, fma, load_part, maximum, splat, store_part, where_positive
+
+CHUNK = 4096       # elements a thread takes at a time
+
+
+@njit
+def _chunks(x):
+    return (x.size + CHUNK - 1) // CHUNK
+
+
+# --- ReLU, and its square ---------------------------------------------------------------------------------------------
+
+@njit
+def relu(lanes):
+    return maximum(lanes, splat(ZERO))
+
+
+@njit(parallel=True, cache=True)
+def relu_forward(x, y):
+    """y = max(x, 0)"""
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            store_part(y, i, x.size - i, relu(load_part(x, i, x.size - i, ZERO)))
+
+
+# dx = dy where x > 0, else 0
+@njit(parallel=True, cache=True)
+def relu_backward(dy, x, dx):
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            n = x.size - i
+            store_part(dx, i, n, where_positive(load_part(x, i, n, ZERO), load_part(dy, i, n, ZERO), splat(ZERO)))
+
+
+@njit
+def squared_relu(lanes):
+    return relu(lanes) * relu(lanes)
+
+
+@njit(parallel=True, cache=True)
+def squared_relu_forward(x, y):
+    """y = max(x, 0)^2  [So et al. 2021]"""
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            store_part(y, i, x.size - i, squared_relu(load_part(x, i, x.size - i, ZERO)))
+
+
+# dx = 2 * max(x, 0) * dy
+@njit(parallel=True, cache=True)
+def squared_relu_backward(dy, x, dx):
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            n = x.size - i
+            positive = relu(load_part(x, i, n, ZERO))
+            store_part(dx, i, n, (positive + positive) * load_part(dy, i, n, ZERO))
+
+
+# --- GELU -------------------------------------------------------------------------------------------------------------
+# x * Phi(x) in its usual approximation, 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+# Since 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)), no tanh is needed: y = x * g with g = 1 / (1 + e^(-2u)).
+
+MINUS_2_ROOT = np.float32(-1.5957691216057308)      # -2 sqrt(2 / pi)
+CUBIC = np.float32(0.044715)
+
+
+@njit
+def _gate(x):
+    u = x * fma(x * x, splat(CUBIC), splat(ONE))
+    return splat(ONE) / (splat(ONE) + exp(u * splat(MINUS_2_ROOT)))
+
+
+@njit
+def gelu(lanes):
+    return lanes * _gate(lanes)
+
+
+@njit(parallel=True, cache=True)
+def gelu_forward(x, y):
+    """y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))  [Hendrycks and Gimpel 2016]"""
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            store_part(y, i, x.size - i, gelu(load_part(x, i, x.size - i, ZERO)))
+
+
+# dg/du = 2 g (1 - g)  and  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2):  dx = dy * (g + x * dg/du * du/dx)
+@njit(parallel=True, cache=True)
+def gelu_backward(dy, x, dx):
+    for chunk in prange(_chunks(x)):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+            n = x.size - i
+            lanes = load_part(x, i, n, ZERO)
+            gate = _gate(lanes)
+            slope = fma(lanes * lanes, splat(np.float32(3) * CUBIC), splat(ONE)) * splat(-MINUS_2_ROOT)
+            store_part(dx, i, n, load_part(dy, i, n, ZERO) * fma(lanes * gate * (splat(ONE) - gate), slope, gate))

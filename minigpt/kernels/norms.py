@@ -1,0 +1,125 @@
+"""Layer norm and RMS norm, along the rows of x (N, C), which is contiguous.
+
+A sum along a row adds in lanes (see lanes.py).  Each row belongs to one thread, so neither the number of threads nor the
+other rows touch its bits.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .lanes import LANES, ONE, ZERO, fma, lane_sum, load_part, splat, store_part
+from .sums import column_sum
+
+EPSILON = np.float32(1e-5)
+
+
+# --- layer norm -------------------------------------------------------------------------------------------------------
+
+@njit(parallel=True, cache=True)
+def layer_norm_forward(x, gain, bias, y, mean, rstd):
+    """Bring each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), shift it by bias (C,).  [Ba et al. 2016]
+
+    Writes y (N, C) and, for the way back, mean (N,) and rstd (N,), one over the standard deviation.
+    """
+    for i in prange(x.shape[0]):
+        mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
+
+
+@njit
+def layer_norm_row(x, i, gain, bias, y):
+    C = x.shape[1]
+    mean, rstd = _mean_and_rstd(x, i * C, C)
+    m, r = splat(mean), splat(rstd)
+    for c in range(0, C, LANES):
+        n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
+        store_part(y, i * C + c, C - c, fma(n, load_part(gain, c, C - c, ZERO), load_part(bias, c, C - c, ZERO)))
+    return mean, rstd
+
+
+# With n = (x - mean) * rstd and g = dy * gain, every x moves its whole row through mean and rstd:
+#   dx = rstd * (g - mean(g) - n * mean(g * n)),  dgain = sum over rows of dy * n,  dbias = sum over rows of dy
+@njit(parallel=True, cache=True)
+def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
+    """Write dx (N, C); add to dgain (C,) and dbias (C,)."""
+    N, C = x.shape
+    for i in prange(N):
+        _norm_row_backward(dy, x, i * C, C, gain, mean[i], rstd[i], True, dx)
+    for block in prange((C + LANES - 1) // LANES):
+        _gain_backward(dy, x, mean, rstd, block * LANES, dgain)
+        column_sum(dy, block * LANES, dbias)
+
+
+# --- RMS norm: the same without the mean --------------------------------------------------------------------------------
+
+@njit(parallel=True, cache=True)
+def rms_norm_forward(x, gain, y, rstd):
+    """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]"""
+    for i in prange(x.shape[0]):
+        rstd[i] = rms_norm_row(x, i, gain, y)
+
+
+@njit
+def rms_norm_row(x, i, gain, y):
+    C = x.shape[1]
+    rstd = _rstd(x, i * C, C, ZERO)
+    r = splat(rstd)
+    for c in range(0, C, LANES):
+        store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
+    return rstd
+
+
+# n = x * rstd, g = dy * gain:  dx = rstd * (g - n * mean(g * n)),  dgain = sum over rows of dy * n
+@njit(parallel=True, cache=True)
+def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
+    """Write dx (N, C); add to dgain (C,)."""
+    N, C = x.shape
+    mean = np.zeros(N, np.float32)
+    for i in prange(N):
+        _norm_row_backward(dy, x, i * C, C, gain, ZERO, rstd[i], False, dx)
+    for block in prange((C + LANES - 1) // LANES):
+        _gain_backward(dy, x, mean, rstd, block * LANES, dgain)
+
+
+@njit
+def _rstd(x, at, C, mean):
+    total, m = splat(ZERO), splat(mean)
+    for c in range(0, C, LANES):
+        centred = load_part(x, at + c, C - c, mean) - m      # 0 behind the row's end
+        total = fma(centred, centred, total)
+    return ONE / np.sqrt(lane_sum(total) / np.float32(C) + EPSILON)
+
+
+@njit
+def _mean_and_rstd(x, at, C):
+    total = splat(ZERO)
+    for c in range(0, C, LANES):
+        total = total + load_part(x, at + c, C - c, ZERO)
+    mean = lane_sum(total) / np.float32(C)
+    return mean, _rstd(x, at, C, mean)
+
+
+@njit
+def _norm_row_backward(dy, x, at, C, gain, mean, rstd, centred, dx):
+    m, r = splat(mean), splat(rstd)
+    sum_g, sum_gn = splat(ZERO), splat(ZERO)
+    for c in range(0, C, LANES):
+        g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
+        n = (load_part(x, at + c, C - c, ZERO) - m) * r
+        sum_g = sum_g + g
+        sum_gn = fma(g, n, sum_gn)
+    mean_g = splat(lane_sum(sum_g) / np.float32(C) if centred else ZERO)
+    minus_mean_gn = splat(-(lane_sum(sum_gn) / np.float32(C)))
+    for c in range(0, C, LANES):
+        g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
+        n = (load_part(x, at + c, C - c, ZERO) - m) * r
+        store_part(dx, at + c, C - c, r * fma(n, minus_mean_gn, g - mean_g))
+
+
+@njit
+def _gain_backward(dy, x, mean, rstd, c, dgain):
+    N, C = x.shape
+    total = load_part(dgain, c, C - c, ZERO)
+    for i in range(N):
+        n = (load_part(x, i * C + c, C - c, ZERO) - splat(mean[i])) * splat(rstd[i])
+        total = fma(load_part(dy, i * C + c, C - c, ZERO), n, total)
+    store_part(dgain, c, C - c, total)

@@ -1,0 +1,29 @@
+"""Rotary positions: each pair of channels of a head turned by its row's angle."""
+
+from numba import njit, prange
+
+from .lanes import LANES, ZERO, load_part, store_part
+
+
+@njit(parallel=True, cache=True)
+def rotate(x, cosine, sine, T, heads, y):
+    """Turn each pair (x[d], x[d + D/2]) of every head by its row's angle.  [Su et al. 2021]
+
+    x, y (B * T, H * D); cosine and sine (positions, D / 2); row n stands at position n mod T.  The derivative of
+    a rotation is the rotation back: pass -sine.  y may be x.
+    """
+    for n in prange(x.shape[0]):
+        rotate_row(x, n, cosine, sine, n % T, heads, y)
+
+
+@njit
+def rotate_row(x, n, cosine, sine, position, heads, y):
+    half = x.shape[1] // heads // 2
+    for h in range(heads):
+        at = n * x.shape[1] + h * 2 * half
+        for d in range(0, half, LANES):
+            count = half - d
+            a, b = load_part(x, at + d, count, ZERO), load_part(x, at + half + d, count, ZERO)
+            c, s = load_part(cosine, position * half + d, count, ZERO), load_part(sine, position * half + d, count, ZERO)
+            store_part(y, at + d, count, a * c - b * s)
+            store_part(y, at + half + d, count, a * s + b * c)
