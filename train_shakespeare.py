@@ -16,8 +16,8 @@ from pathlib import Path
 
 from minigpt import corpus
 from minigpt.checkpoint import CheckpointError, fingerprint
-from minigpt.model import CHOICES, GPT, GPTConfig
-from minigpt.optimizer import OptimizerConfig
+from minigpt.config import CHOICES, GPTConfig, OptimizerConfig
+from minigpt.model import GPT
 from minigpt.sampling import stream
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 from minigpt.trainer import FILE, Trainer, TrainConfig, TrainingError

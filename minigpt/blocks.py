@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 
+from .exact import rotary_tables
 from .kernels import activations, attention
 from .kernels.rotary import rotate
 from .layers import Dropout, Layer, LayerNorm, Linear, RMSNorm
@@ -28,31 +29,6 @@ class Rotary(Layer):
     def backward(self, dy, T):
         rotate(dy, self.cosine, -self.sine, T, self.n_head, dy)
         return dy
-
-
-def rotary_tables(positions, head_size):
-    """cos and sin (positions, D / 2) of position * 10000^(-2i/D), from + - * / alone, in binary64, rounded to float32."""
-    exponent = np.arange(head_size // 2) * (-2.0 * 9.210340371976184 / head_size) / 1024.0        # ln 10000
-    power, term = np.ones_like(exponent), np.ones_like(exponent)
-    for n in range(1, 12):
-        term = term * exponent / n
-        power = power + term
-    for _ in range(10):
-        power = power * power                                       # (e^(x / 1024))^1024
-    cosine, sine, term = np.zeros_like(power), np.zeros_like(power), np.ones_like(power)
-    for n in range(24):                                             # Taylor: 1 + x - x^2/2! - x^3/3! + + - - ...
-        sign = 1.0 if n % 4 < 2 else -1.0
-        if n % 2:
-            sine = sine + sign * term
-        else:
-            cosine = cosine + sign * term
-        term = term * power / (n + 1)
-    table = np.empty((2, positions, head_size // 2), np.float32)
-    c, s = np.ones_like(cosine), np.zeros_like(sine)
-    for position in range(positions):
-        table[0, position], table[1, position] = c, s
-        c, s = c * cosine - s * sine, s * cosine + c * sine         # one step further round
-    return table
 
 
 class Cache:

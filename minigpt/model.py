@@ -5,58 +5,15 @@
     block, norm first:   x = x + attention(norm(x)),   x = x + feed_forward(norm(x))
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from .blocks import Block, Cache, Rotary
+from .config import GPTConfig
 from .kernels.decode import ACTIVATIONS, step_by_columns, step_by_rows
 from .kernels.runtime import threads_for
 from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 FEW, WIDE = 32, 320               # rows, channels: a step of so few rows through a network so wide shares its columns
-
-CHOICES = {
-    "position": ("rotary", "learned"),
-    "norm": ("layer", "rms"),
-    "norm_order": ("first", "last"),
-    "activation": ("relu2", "gelu", "relu"),
-}
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    vocab_size: int = 256         # V: how many tokens there are
-    block_size: int = 64          # most tokens in a window
-    n_layer: int = 4              # blocks
-    n_head: int = 4               # H: heads in each attention
-    n_embd: int = 128             # C: channels of the residual stream; a head has D = C / H
-    position: str = "rotary"      # how a token knows its place: rotary or learned
-    norm: str = "rms"             # layer or rms
-    norm_order: str = "first"     # first: before each sublayer; last: after the sum, as in the original Transformer
-    activation: str = "relu2"     # relu2 (squared ReLU), gelu or relu
-    qk_norm: bool = True          # normalise queries and keys
-    bias: bool = False            # in the linear layers and layer norms
-    tied: bool = False            # the head's weight is the token embedding
-    dropout: float = 0.0          # probability, in the residual branches and after the embedding
-
-    def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
-        for name in ("qk_norm", "bias", "tied"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r}")
-        if not isinstance(self.dropout, (int, float)) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, but is {self.dropout!r}")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
-        if self.position == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"rotary positions turn pairs of channels, but a head has {self.n_embd // self.n_head}")
 
 
 class GPT(Layer):

@@ -4,41 +4,13 @@ Scalars here are Python floats, binary64 with + - * /, rounded to float32 where 
 reproducible, as the kernels.  (`**` and `math` are not: they call the system's library.)
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .config import OptimizerConfig
+from .exact import power
 from .kernels.elementwise import adamw
 from .kernels.muon import orthogonalise
 from .kernels.sums import sum_of_squares
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    optimizer: str = "muon"           # muon (for the matrices inside the blocks, AdamW for the rest) or adamw
-    learning_rate: float = 3e-3       # of AdamW, at its peak
-    muon_rate: float = 0.02           # of Muon, at its peak
-    weight_decay: float = 0.1         # of matrices, times the learning rate
-    beta1: float = 0.9                # AdamW: memory of the mean gradient
-    beta2: float = 0.99               # AdamW: memory of its square
-    momentum: float = 0.95            # Muon: memory of the mean gradient
-    clip: float = 1.0                 # largest norm of the whole gradient; 0: any
-    warmup: int = 50                  # steps over which the rates rise from 0
-    cooldown: float = 1.0             # last part of the run, over which they fall in a line to 0
-
-    def __post_init__(self):
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"optimizer must be muon or adamw, but is {self.optimizer!r}")
-        for name in ("learning_rate", "muon_rate", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, but is {getattr(self, name)!r}")
-        for name in ("beta1", "beta2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, but is {getattr(self, name)!r}")
-        if not isinstance(self.warmup, int) or self.warmup < 0:
-            raise ValueError(f"warmup must be a whole number of steps, but is {self.warmup!r}")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown must be from 0 to 1, but is {self.cooldown!r}")
 
 
 def schedule(config, step, steps):
@@ -80,8 +52,8 @@ class Optimizer:
         share = schedule(config, self.step_count, self.steps)
         self.step_count += 1
         clip = config.clip / norm if 0 < config.clip < norm else 1.0
-        correction1 = 1.0 / (1.0 - _power(config.beta1, self.step_count))
-        correction2 = 1.0 / (1.0 - _power(config.beta2, self.step_count))
+        correction1 = 1.0 / (1.0 - power(config.beta1, self.step_count))
+        correction2 = 1.0 / (1.0 - power(config.beta2, self.step_count))
         rate, shapes = config.learning_rate * share, {}
         for name, parameter in self.parameters.items():
             if self._uses_muon(name):
@@ -113,13 +85,3 @@ class Optimizer:
         for parameter, direction in zip(parameters, directions):
             parameter.data *= np.float32(1.0 - rate * self.config.weight_decay)
             parameter.data -= direction
-
-
-def _power(x, n):
-    """x^n by squaring."""
-    result = 1.0
-    while n:
-        if n & 1:
-            result *= x
-        x, n = x * x, n >> 1
-    return result

@@ -22,8 +22,8 @@ from numba import njit
 from numba.core.registry import cpu_target
 
 from . import rng
-from .blocks import rotary_tables
 from .checkpoint import fingerprint
+from .exact import rotary_tables
 from .kernels import activations, attention, elementwise, norms, rotary, softmax, sums
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul

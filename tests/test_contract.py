@@ -51,6 +51,7 @@ KEYWORDS = {"fastmath", "flags"}            # of njit, and of llvmlite's operati
 ALLOWED = [
     ("minigpt/layers.py", "_room", "np.prod", "integers: an array's sizes"),
     ("minigpt/model.py", "GPT._threads", "**", "integers"),
+    ("minigpt/reference.py", "generate", "np.cumsum", "integers: that is what they were made for"),
     ("minigpt/sampling.py", "choose", "np.cumsum", "integers: that is what they were made for"),
     ("minigpt/trainer.py", "Trainer.step", "math.isfinite", "a question"),
     ("minigpt/trainer.py", "Trainer._record_validation", "math.isfinite", "a question"),

@@ -18,7 +18,7 @@ from minigpt.kernels.attention import BLOCK, attend_one, attention_backward, att
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
 from minigpt.kernels.matmul import DEPTH, FLAT, LOW, ROWS, WIDTH, matmul
-from minigpt.blocks import rotary_tables
+from minigpt.exact import rotary_tables
 
 ROUNDING = 2.0 ** -24            # the largest relative error of one operation in binary32
 ZERO, ONE = np.float32(0), np.float32(1)
