@@ -12,6 +12,7 @@ Letters: B batch, T time, N = B * T rows, C channels, H heads, D = C / H, V voca
 """
 
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -90,26 +91,18 @@ def norm(x, w, g, name, kind):
 
 # --- attention --------------------------------------------------------------------------------------------------------------
 
-def split_heads(x, n_head, T):
-    return x.reshape(-1, T, n_head, x.shape[1] // n_head).transpose(0, 2, 1, 3)             # (N, C) -> (B, H, T, D)
-
-
-def merge_heads(x):
-    B, H, T, D = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(B * T, H * D)                                    # (B, H, T, D) -> (N, C)
-
-
 def softmax_parts(x):
     """(e^(x - peak), peak, total) of each row of x (..., n).  The peak cancels in the quotient; without it exp overflows."""
     e = exp(x - (peak := row_max(x)))
     return e, peak, row_sum(e)
 
 
-def attend(q, k, v, n_head, T):
-    """softmax(q k^T / sqrt(D), over the row's own and earlier positions) v, for each head: three (N, C) -> (N, C)."""
-    q, k, v = (split_heads(x, n_head, T) for x in (q, k, v))
-    scale, seen = f32(1) / np.sqrt(f32(q.shape[-1])), np.tri(T, dtype=bool)
-    scores = np.where(seen, matmul(q, k.swapaxes(-1, -2)) * scale, f32(-np.inf))            # (B, H, T, T)
+def attend(q, k, v):
+    """softmax(q k^T / sqrt(D), over the row's own and earlier positions) v, for each head.  k and v are (B, H, T, D);
+    q (B, H, t, D) stands at the last t of their positions, in training at all of them."""
+    t, T, scale = q.shape[2], k.shape[2], f32(1) / np.sqrt(f32(q.shape[3]))
+    seen = np.tri(t, T, T - t, dtype=bool)
+    scores = np.where(seen, matmul(q, k.swapaxes(2, 3)) * scale, f32(-np.inf))              # (B, H, t, T)
     e, peak, total = softmax_parts(scores)
     out = (matmul(e, v) + f32(0)) / total                       # + 0: a zero's sign must not depend on the masked keys
 
@@ -118,45 +111,47 @@ def attend(q, k, v, n_head, T):
     # where sum_j P_j dP_j = sum_j P_j (dout . v_j) = dout . out needs no P.  And S = scale * q k^T, so
     #   dq = scale * dS k,   dk = scale * dS^T q
     def backward(dout):
-        dout = split_heads(dout, n_head, T)
         P = exp(scores - peak) * (f32(1) / total)
-        dP = matmul(dout, v.swapaxes(-1, -2))
+        dP = matmul(dout, v.swapaxes(2, 3))
         dS = np.where(seen, P * (dP - row_dot(dout, out)) * scale, f32(0))
-        return (merge_heads(dx) for dx in (matmul(dS, k), matmul(dS.swapaxes(-1, -2), q), matmul(P.swapaxes(-1, -2), dout)))
-    return merge_heads(out), backward
+        return matmul(dS, k), matmul(dS.swapaxes(2, 3), q), matmul(P.swapaxes(2, 3), dout)
+    return out, backward
 
 
-def rotate(x, cosine, sine, n_head):
-    """Channels i and i + D/2 of each head are a point of the plane, turned by its row's angle.  Then a query and a key meet
-    at an angle that depends on their distance alone.  [Su et al. 2021]  Backward: the transpose of a rotation turns back."""
-    T = len(cosine)
-    a, b = np.split(x.reshape(-1, T, n_head, x.shape[1] // n_head), 2, axis=-1)             # (B, T, H, D / 2)
-    c, s = cosine[:, None], sine[:, None]
-    return np.concatenate([a * c - b * s, a * s + b * c], axis=-1).reshape(x.shape)
+def rotate(x, cosine, sine):
+    """Channels i and i + D/2 of x (B, H, T, D) are a point of the plane, turned by the angle of its position.  So a query and
+    a key meet at an angle that depends on their distance alone.  [Su et al. 2021]  The transpose of a rotation turns back."""
+    a, b = np.split(x, 2, axis=3)
+    return np.concatenate([a * cosine - b * sine, a * sine + b * cosine], axis=3)
 
 
-def attention(x, config, w, g, name, T):
-    """(N, C) -> (N, C): q, k and v are linear in x; q and k may be normalised, and rotated, head by head."""
-    H, D = config.n_head, config.n_embd // config.n_head
-    (q, q_back), (k, k_back), (v, v_back) = (linear(x, w, g, f"{name}.{part}") for part in ("query", "key", "value"))
+def attention(x, config, w, g, name, T, start=0, past=None):
+    """(N, C) -> (N, C): q, k and v are linear in x; q and k may be normalised, and rotated, head by head.  For generating,
+    past[name] holds the keys and values of the `start` tokens before x."""
+    H, D, parts = config.n_head, config.n_embd // config.n_head, ("query", "key", "value")
+    (q, q_back), (k, k_back), (v, v_back) = (linear(x, w, g, f"{name}.{part}") for part in parts)
     if config.qk_norm:
         (q, q_norm_back), (k, k_norm_back) = (norm(y.reshape(-1, D), w, g, f"{name}.{part}_norm", "rms")
-                                              for y, part in ((q, "query"), (k, "key")))
-        q, k = q.reshape(x.shape), k.reshape(x.shape)
+                                              for y, part in zip((q, k), parts))
+    q, k, v = (y.reshape(-1, T, H, D).transpose(0, 2, 1, 3) for y in (q, k, v))             # (B, H, T, D)
     if config.position == "rotary":
-        cosine, sine = (table[:T] for table in rotary_tables(config.block_size, D))
-        q, k = rotate(q, cosine, sine, H), rotate(k, cosine, sine, H)
-    out, attend_back = attend(q, k, v, H, T)
-    y, projection_back = linear(out, w, g, f"{name}.projection")
+        cosine, sine = (table[start:] for table in rotary_tables(start + T, D))
+        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+    if past is not None:
+        if start:
+            k, v = (np.concatenate(pair, axis=2) for pair in zip(past[name], (k, v)))
+        past[name] = k, v
+    out, attend_back = attend(q, k, v)
+    y, projection_back = linear(out.transpose(0, 2, 1, 3).reshape(x.shape), w, g, f"{name}.projection")
 
     # The lines above from the last to the first.  x went into three projections, so dx is the sum of what they send back.
     def backward(dy):
-        dq, dk, dv = attend_back(projection_back(dy))
+        dq, dk, dv = attend_back(projection_back(dy).reshape(-1, T, H, D).transpose(0, 2, 1, 3))
         if config.position == "rotary":
-            dq, dk = rotate(dq, cosine, -sine, H), rotate(dk, cosine, -sine, H)
+            dq, dk = rotate(dq, cosine, -sine), rotate(dk, cosine, -sine)
+        dq, dk, dv = (d.transpose(0, 2, 1, 3).reshape(x.shape) for d in (dq, dk, dv))       # (N, C)
         if config.qk_norm:
-            dq = q_norm_back(dq.reshape(-1, D)).reshape(x.shape)
-            dk = k_norm_back(dk.reshape(-1, D)).reshape(x.shape)
+            dq, dk = (back(d.reshape(-1, D)).reshape(x.shape) for d, back in ((dq, q_norm_back), (dk, k_norm_back)))
         return v_back(dv, k_back(dk, q_back(dq)))
     return y, backward
 
@@ -178,7 +173,7 @@ def activation(x, kind):
     return positive * positive, lambda dy: (positive + positive) * dy           # d(p^2) = 2 p dp
 
 
-def feed_forward(x, config, w, g, name, T):
+def feed_forward(x, config, w, g, name):
     """y = act(x W1) W2, with 4 C channels between: (N, C) -> (N, C).  dx = (act'(x W1) * dy W2^T) W1^T."""
     hidden, expand_back = linear(x, w, g, f"{name}.expand")
     active, activation_back = activation(hidden, config.activation)
@@ -195,11 +190,11 @@ def dropout(x, p, purpose, draw):
     return np.where(mask, scale * x, f32(0)), lambda dy: np.where(mask, scale * dy, f32(0))
 
 
-def residual(x, config, w, g, name, sublayer, T, draw):
+def residual(x, config, w, g, name, sublayer, draw):
     """Norm first: x + f(norm(x)).  Norm last, as first published: norm(x + f(x))."""
     first = config.norm_order == "first"
     inner, norm_back = norm(x, w, g, f"{name}.norm", config.norm) if first else (x, None)
-    y, sublayer_back = sublayer(inner, config, w, g, name, T)
+    y, sublayer_back = sublayer(inner, config, w, g, name)
     y, dropout_back = dropout(y, config.dropout, f"dropout {name}", draw)
     y = x + y
     if not first:
@@ -257,18 +252,19 @@ def initial_weights(config, seed):
     return w
 
 
-def forward(config, w, ids, draw=None, g=None):
-    """logits (B * T, V) of the windows ids (B, T), and `backward`, which takes their derivative and fills g."""
-    B, T = ids.shape
+def forward(config, w, ids, draw=None, g=None, past=None):
+    """logits (B * T, V) of the windows ids (B, T), and `backward`, which takes their derivative and fills g.  For generating,
+    past ({} at first) remembers the keys and values, so that ids are only the tokens that have come since."""
+    (B, T), start = ids.shape, next(iter(past.values()))[0].shape[2] if past else 0
     x, tokens_back = embedding(ids.reshape(-1), w, g, "tokens")                             # (N, C)
     if config.position == "learned":
-        positions, positions_back = embedding(np.tile(np.arange(T), B), w, g, "positions")
+        positions, positions_back = embedding(np.tile(np.arange(start, start + T), B), w, g, "positions")
         x = x + positions
     x, back = dropout(x, config.dropout, "dropout embedding", draw)
     backs = [back]
     for i in range(config.n_layer):
-        for part, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
-            x, back = residual(x, config, w, g, f"blocks.{i}.{part}", sublayer, T, draw)
+        for part, sublayer in ("attention", partial(attention, T=T, start=start, past=past)), ("feed_forward", feed_forward):
+            x, back = residual(x, config, w, g, f"blocks.{i}.{part}", sublayer, draw)
             backs.append(back)
     if config.norm_order == "first":
         x, back = norm(x, w, g, "norm", config.norm)
@@ -364,9 +360,9 @@ def train(config, optimizer, ids, steps, batch_size, seed):
 def generate(config, w, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
     """Token ids that follow ids, without end: each drawn from softmax(logits / temperature), of the top_k likeliest (0: all)
     and of the fewest that together have the share top_p.  Integers of 24 bits stand for the probabilities."""
-    window, count = list(ids[-config.block_size:]), 0
+    window, new, past, count = list(ids[-config.block_size:]), list(ids[-config.block_size:]), {}, 0
     while True:
-        logits = forward(config, w, np.array([window]))[0][-1]
+        logits = forward(config, w, np.array([new]), past=past)[0][-1]
         token = int(np.argmax(logits))
         if temperature > 0:
             e, _, _ = softmax_parts((logits - logits.max()) * f32(1 / temperature))
@@ -378,9 +374,10 @@ def generate(config, w, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
             high, low = words(seed, "sampling", count, 2).tolist()
             token = int(order[np.searchsorted(cumulative, (high << 32 | low) % int(cumulative[-1]), side="right")])
         yield token
-        window.append(token)
+        window, new = window + [token], [token]
         if len(window) > config.block_size:                         # full: its second half is the next one's context
-            window = window[-max(1, config.block_size // 2):]
+            window = new = window[-max(1, config.block_size // 2):]
+            past = {}
         count += 1
 
 

@@ -159,8 +159,11 @@ def test_attention_is_the_kernel(B, H, T, D, size):
     scale = np.float32(1) / np.sqrt(np.float32(D))
     attention.attention_forward(q, k, v, H, T, scale, out, peak, total)
     attention.attention_backward(dout, q, k, v, out, peak, total, H, T, scale, dq, dk, dv)
-    found, backward = plain.attend(q, k, v, H, T)
-    assert same(found, out) and all(map(same, backward(dout), (dq, dk, dv)))
+
+    def heads(x):
+        return x.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    found, backward = plain.attend(heads(q), heads(k), heads(v))
+    assert same(found, heads(out)) and all(map(same, backward(heads(dout)), map(heads, (dq, dk, dv))))
 
 
 @pytest.mark.parametrize("kind, forward, backward", [
@@ -225,6 +228,14 @@ def test_logits_loss_and_every_gradient_are_the_same(name, sizes):
     gradients = {name: parameter.grad for name, parameter in model.parameters().items()}
     assert list(gradients) == list(g)
     assert not [name for name in g if not same(g[name], gradients[name])]
+
+
+@for_every_option
+def test_token_by_token_the_logits_are_the_same(name, sizes):
+    config, _, w = models(name, sizes)
+    ids, past = reference.make_ids(config, 2, config.block_size), {}
+    whole = plain.forward(config, w, ids)[0].reshape(*ids.shape, -1)
+    assert all(same(plain.forward(config, w, ids[:, t:t + 1], past=past)[0], whole[:, t]) for t in range(ids.shape[1]))
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
