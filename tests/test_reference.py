@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import exact, rng
+from minigpt import exact, rng, verify
 from minigpt import reference as plain
 from minigpt.blocks import Rotary
 from minigpt.checkpoint import fingerprint
@@ -299,6 +299,18 @@ def test_training_is_that_of_the_trainer(tmp_path):
     w = found[-1][1]
     assert all(same(w[name], parameter.data) for name, parameter in trainer.model.parameters().items())
     assert fingerprint(trainer.model)
+
+
+@pytest.mark.parametrize("name", verify.RUNS)
+def test_the_published_hashes_are_those_of_the_specification(name):
+    config, _ = verify.RUNS[name]
+    w, found = plain.initial_weights(config, 7), {}
+    ids = exact.integers(7, "golden", 0, verify.BATCH * (config.block_size + 1), config.vocab_size).reshape(verify.BATCH, -1)
+    logits, _ = plain.forward(config, w, ids[:, :-1])
+    _, g = plain.loss_and_gradients(config, w, ids[:, :-1], ids[:, 1:], (7, 0))
+    found[f"{name}: logits"] = verify.sha256(logits)
+    found[f"{name}: gradients"] = verify.sha256(np.concatenate([gradient.ravel() for gradient in g.values()]))
+    assert found == {line: verify.EXPECTED[line] for line in found}
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------------
