@@ -16,18 +16,18 @@ def fma(a, b, c):
     """a * b + c, rounded once.  The product is exact in float64.  There the sum is rounded to odd, which is to cut it off
     towards zero and to set its last bit if that was inexact: then rounding to float32 cannot meet a false tie.
     [The error of a sum: Knuth's TwoSum.  Rounding to odd: Boldo and Melquiond 2008]"""
-    with np.errstate(all="ignore"):
-        product = np.multiply(a, b, dtype=f64)
-        total = product + c
-        of_c = total - product
-        error = (product - (total - of_c)) + (c - of_c)             # product + c = total + error
-        inexact = np.abs(error) > 0                                 # false for NaN, the error of an infinite sum
-        cut_off = total.view(np.int64) - (inexact & ((error < 0) == (total > 0)))
-        return (cut_off | inexact).view(f64).astype(f32)
+    product = np.multiply(a, b, dtype=f64)
+    total = product + c
+    of_c = total - product
+    error = (product - (total - of_c)) + (c - of_c)                 # product + c = total + error
+    inexact = np.abs(error) > 0                                     # false for NaN, the error of an infinite sum
+    cut_off = total.view(np.int64) - (inexact & ((error < 0) == (total > 0)))
+    return (cut_off | inexact).view(f64).astype(f32)
 
 
 def matmul(a, b, start=f32(0)):
     """start + a (..., N, K) @ b (..., K, M): for each element one chain of fma, k ascending."""
+    a, b = a.astype(f64), b.astype(f64)
     for k in range(a.shape[-1]):
         start = fma(a[..., :, k, None], b[..., None, k, :], start)
     return start
@@ -36,7 +36,7 @@ def matmul(a, b, start=f32(0)):
 def lanes(x, fill=0):
     """x (..., n) as parts (..., 16), filled up: lane l holds the elements l, l + 16, l + 32, ..."""
     x = np.concatenate([x, np.full((*x.shape[:-1], -x.shape[-1] % LANES), fill, f32)], axis=-1)
-    return np.moveaxis(x.reshape(*x.shape[:-1], -1, LANES), -2, 0)
+    return np.moveaxis(x.reshape(*x.shape[:-1], x.shape[-1] // LANES, LANES), -2, 0)
 
 
 def fold(x, operation):
@@ -47,14 +47,14 @@ def fold(x, operation):
 
 
 def row_sum(x):
-    total = f32(0)
+    total = np.zeros((*x.shape[:-1], LANES), f32)
     for part in lanes(x):
         total = total + part
     return fold(total, np.add)
 
 
 def row_dot(x, y):
-    total = f32(0)
+    total = np.zeros((*x.shape[:-1], LANES), f32)
     for a, b in zip(lanes(x), lanes(y)):
         total = fma(a, b, total)
     return fold(total, np.add)
@@ -80,10 +80,12 @@ def add_rows(x, start, index=None):
 
 
 def sum_of_squares(x):
-    """Of an array of any shape, in parts of 4096 elements."""
+    """Of an array of any shape: of each 4096 elements, then of these sums in order."""
     x, total = x.reshape(-1), f32(0)
-    for i in range(0, x.size, 4096):
-        total = total + row_dot(x[i:i + 4096], x[i:i + 4096])[0]
+    whole = x.size // 4096 * 4096
+    for parts in x[:whole].reshape(-1, 4096), x[whole:][None]:
+        for part in row_dot(parts, parts)[:, 0]:
+            total = total + part
     return total
 
 

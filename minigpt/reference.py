@@ -384,8 +384,8 @@ def generate(config, w, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
 def main():
     """Train on a text, or else on this file itself, and write a few lines in its style."""
     text = np.frombuffer(Path(sys.argv[1] if len(sys.argv) > 1 else __file__).read_bytes(), np.uint8)
-    config, optimizer, steps = GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=32), OptimizerConfig(warmup=10), 120
-    for step, (loss, w) in enumerate(train(config, optimizer, text, steps, batch_size=8, seed=1), 1):
+    config, optimizer, steps = GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=32), OptimizerConfig(warmup=10), 150
+    for step, (loss, w) in enumerate(train(config, optimizer, text, steps, batch_size=4, seed=1), 1):
         if step % 10 == 1 or step == steps:
             print(f"step {step:4}   loss {loss:.3f} nats per byte", flush=True)
     for token in islice(generate(config, w, [10], temperature=0.8, seed=1), 200):
