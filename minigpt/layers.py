@@ -79,6 +79,13 @@ def _room(memory, name, shape):
     return memory[name][:size].reshape(shape)
 
 
+def _check(name, x, columns):
+    """Refuse what a kernel would misread: it computes addresses as if x were contiguous float32 of shape (N, columns)."""
+    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != columns or not x.flags.c_contiguous:
+        kind = "contiguous" if x.flags.c_contiguous else "not contiguous"
+        raise ValueError(f"{name} must be contiguous float32 of shape (N, {columns}), but is {x.dtype} of shape {x.shape}, {kind}")
+
+
 class Linear(Layer):
     """y = x W + b, with W (n_in, n_out) and b (n_out,) or no b."""
 
@@ -99,6 +106,7 @@ class Linear(Layer):
     # dL/dx[n,i] = sum_j dy[n,j] W[i,j],  dL/dW[i,j] = sum_n x[n,i] dy[n,j],  dL/db[j] = sum_n dy[n,j]
     def backward(self, dy, dx=None):
         """Return dx = dy W^T, added to `dx` where one is given."""
+        _check("dy", dy, self.weight.data.shape[1])
         matmul(self.x.T, dy, self.weight.grad, accumulate=True)
         if self.bias:
             sums.add_column_sums(dy, self.bias.grad)
@@ -113,16 +121,18 @@ class LayerNorm(Layer):
         super().__init__()
         self.gain = Parameter((n,), value=1.0)
         self.bias = Parameter((n,)) if bias else None
-        self._no_bias = np.zeros((2, n), np.float32)
+        self._zeros = np.zeros(n, np.float32)       # where there is no bias
 
     def forward(self, x):
+        _check("x", x, len(self.gain.data))
         self.x, self.mean, self.rstd = x, self.kept("mean", len(x)), self.kept("rstd", len(x))
         y = self.kept("y", *x.shape)
-        norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._no_bias[0], y, self.mean, self.rstd)
+        norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._zeros, y, self.mean, self.rstd)
         return y
 
     def backward(self, dy):
-        dx, dbias = self.passing("dx", *dy.shape), self.bias.grad if self.bias else self._no_bias[1]
+        _check("dy", dy, len(self.gain.data))
+        dx, dbias = self.passing("dx", *dy.shape), self.bias.grad if self.bias else np.zeros(dy.shape[1], np.float32)
         norms.layer_norm_backward(dy, self.x, self.gain.data, self.mean, self.rstd, dx, self.gain.grad, dbias)
         return dx
 
@@ -135,12 +145,14 @@ class RMSNorm(Layer):
         self.gain = Parameter((n,), value=1.0)
 
     def forward(self, x):
+        _check("x", x, len(self.gain.data))
         self.x, self.rstd = x, self.kept("rstd", len(x))
         y = self.kept("y", *x.shape)
         norms.rms_norm_forward(x, self.gain.data, y, self.rstd)
         return y
 
     def backward(self, dy):
+        _check("dy", dy, len(self.gain.data))
         dx = self.passing("dx", *dy.shape)
         norms.rms_norm_backward(dy, self.x, self.gain.data, self.rstd, dx, self.gain.grad)
         return dx
@@ -159,6 +171,7 @@ class Embedding(Layer):
 
     # A row was copied to every n with ids[n] = row, so their derivatives add up in it.
     def backward(self, dy):
+        _check("dy", dy, self.weight.data.shape[1])
         sums.add_rows_at(dy, self.ids, self.weight.grad)
 
 
@@ -208,6 +221,8 @@ class CrossEntropy(Layer):
     """The mean over all rows of -log softmax(logits)[target], in nats."""
 
     def forward(self, logits, targets):
+        if targets.shape != logits.shape[:1]:
+            raise ValueError(f"logits of shape {logits.shape} need as many targets as rows, but they have shape {targets.shape}")
         self.targets = targets
         self.losses, self.probabilities = self.kept("losses", len(logits)), self.kept("p", *logits.shape)
         softmax.cross_entropy_forward(logits, targets, self.probabilities, self.losses)

@@ -37,6 +37,7 @@ class GPT(Layer):
         self.norm = norm if config.norm_order == "first" else None       # norm last has just normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
+        self._loss_is_latest = False                # whether the saved activations are those of the last `loss`
         self._network = self._arrays(rotary)
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -69,6 +70,7 @@ class GPT(Layer):
 
     def _logits(self, ids, draw, cache=None):
         B, T = ids.shape
+        self._loss_is_latest = False
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
             x += self.positions.forward(np.tile(np.arange(T), B))
@@ -82,7 +84,7 @@ class GPT(Layer):
     def loss(self, ids, targets, draw=None):
         """Mean cross-entropy, in nats per token, of targets (B, T) given the windows ids (B, T).
 
-        Afterwards `losses` (B, T) holds each token's own.
+        Afterwards `losses` (B, T) holds the loss of each token.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2)
         if targets.shape != ids.shape:
@@ -90,12 +92,20 @@ class GPT(Layer):
         self._check(targets, 2, name="targets")
         with self._threads(ids):
             loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
-        self.losses = self._loss.losses.reshape(B, T)
+        self.losses = self._loss.losses.reshape(B, T).copy()
+        self._loss_is_latest = True
         return loss
 
     # The lines of _logits from the last to the first.
     def backward(self):
-        """Set every parameter's grad to the derivative of the last `loss`."""
+        """Set every parameter's grad to the derivative of the last `loss`.
+
+        RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
+        the activations that it saved, and between two backward passes the weights may have changed.
+        """
+        if not self._loss_is_latest:
+            raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
+        self._loss_is_latest = False
         for parameter in self.parameters().values():
             parameter.grad.fill(0)
         with self._threads(self.losses):

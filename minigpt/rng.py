@@ -52,5 +52,5 @@ def integers(seed, purpose, step, count, high):
 
 def keep(seed, purpose, step, count, drop):
     """`count` booleans (uint8), each 0 with probability `drop`, to 1 part in 2^16: each word serves two of them."""
-    halves = words(seed, purpose, step, (count + 1) // 2).view(np.uint16)[:count]
-    return (halves >= np.uint16(drop * 65536)).view(np.uint8)
+    pairs = words(seed, purpose, step, (count + 1) // 2).astype("<u4", copy=False)
+    return (pairs.view("<u2")[:count] >= np.uint16(drop * 65536)).view(np.uint8)        # the lower half first

@@ -219,7 +219,9 @@ def _interruptible():
         yield interrupted                       # only the main thread may handle signals
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: signal.getsignal(number) for number in numbers}
+    # What is ignored stays ignored; None is a handler that was not installed from Python, and could not be put back.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def handle(number, frame):
         interrupted.set()

@@ -337,6 +337,22 @@ def test_matmul_writes_into_a_part_of_a_matrix_and_nowhere_else():
     assert same_bits(whole, expected)
 
 
+MISMATCHED = {
+    "inner": (random(3, 4), random(5, 6), random(3, 6)), "rows of out": (random(3, 4), random(4, 6), random(2, 6)),
+    "columns of out": (random(3, 4), random(4, 6), random(3, 7)), "one dimension": (random(4), random(4, 6), random(1, 6)),
+    "float64": (random(3, 4).astype(float), random(4, 6), random(3, 6)), "integers": (random(3, 4), np.ones((4, 6), int), random(3, 6)),
+    "float64 out": (random(3, 4), random(4, 6), np.ones((3, 6))), "every other column": (random(3, 4), random(4, 6), random(3, 12)[:, ::2]),
+    "transposed out": (random(3, 4), random(4, 6), random(6, 3).T)}
+
+
+@pytest.mark.parametrize("a, b, out", MISMATCHED.values(), ids=MISMATCHED)
+def test_matmul_refuses_what_it_would_read_or_write_out_of_bounds(a, b, out):
+    before = out.copy()
+    with pytest.raises(ValueError, match="^matmul (takes|needs) .* but "):
+        matmul(a, b, out)
+    assert same_bits(out.copy(), before)
+
+
 @pytest.mark.parametrize("N, K, M", ((3, 0, 40), (0, 5, 40), (3, 5, 0), (0, 0, 0)))
 def test_an_empty_product_is_zero_and_adds_nothing(N, K, M):
     a, b, start = random(N, K), random(K, M), random(N, M)
@@ -662,6 +678,13 @@ def test_an_activation_backward_is_the_slope(activation, size):
     in_place = dy.copy()
     ACTIVATIONS[activation][1](in_place, x, in_place)
     assert same_bits(in_place, dx)
+
+
+@pytest.mark.parametrize("size", (1e3, 1e6, 9e11))
+def test_the_slope_of_gelu_far_from_zero_is_one_or_nothing(size):
+    x, dx = np.array([size, -size], np.float32), np.empty(2, np.float32)
+    ACTIVATIONS[gelu][1](np.ones(2, np.float32), x, dx)
+    assert dx[0] == 1 and abs(dx[1]) < 1e-2
 
 
 def test_relu_is_flat_at_zero():

@@ -40,7 +40,8 @@ def blocks(data, size=1500, **options):
 # --- stretch and squash -----------------------------------------------------------------------------------------------
 
 def exact_squash(x):
-    with localcontext(prec=60):
+    with localcontext() as context:
+        context.prec = 60
         return ONE / (1 + (Decimal(-x) / 256).exp())
 
 
@@ -50,7 +51,8 @@ def test_squash_is_the_nearest_integer():
 
 
 def test_stretch_is_the_nearest_integer():
-    with localcontext(prec=60):
+    with localcontext() as context:
+        context.prec = 60
         for p in [*range(1, 600), *range(600, ONE - 600, 97), *range(ONE - 600, ONE)]:
             assert abs(256 * (Decimal(p) / (ONE - p)).ln() - int(STRETCH[p])) <= Decimal("0.5")
 

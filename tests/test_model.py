@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from minigpt.layers import Draw
+from minigpt.layers import CrossEntropy, Draw, LayerNorm, Linear, RMSNorm
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 from tests import reference
@@ -113,6 +113,96 @@ def test_a_full_cache_takes_no_more_tokens(model):
     model.step(GOOD[:, 5], cache)
     with pytest.raises(ValueError, match="full: block_size is 6"):
         model.step(GOOD[:, 0], cache)
+
+
+# --- backward belongs to the loss before it -----------------------------------------------------------------------------
+
+def one_step(model):
+    model.step(GOOD[:, 0], model.new_cache(2))
+
+
+def grads(model):
+    return b"".join(parameter.grad.tobytes() for parameter in model.parameters().values())
+
+
+@pytest.mark.parametrize("between", [
+    lambda model: model.forward(GOOD[:1, :3]), lambda model: model.forward(GOOD, cache=model.new_cache(2)),
+    lambda model: model.backward()], ids=["forward", "forward with a cache", "backward"])
+def test_backward_is_refused_once_the_activations_of_the_loss_are_gone(model, between):
+    model.loss(GOOD, GOOD)
+    between(model)
+    with pytest.raises(RuntimeError, match=r"call loss\(\) again first"):
+        model.backward()
+    model.loss(GOOD, GOOD)
+    model.backward()
+
+
+def test_backward_is_refused_without_a_loss(model):
+    with pytest.raises(RuntimeError, match=r"call loss\(\)"):
+        model.backward()
+
+
+def test_backward_is_refused_after_a_loss_that_failed(model):
+    model.loss(GOOD, GOOD)
+    model._loss.forward = lambda logits, targets: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        model.loss(GOOD, GOOD)
+    with pytest.raises(RuntimeError):
+        model.backward()
+
+
+def test_a_cached_step_between_loss_and_backward_changes_nothing(model):
+    found = []
+    for between in (lambda model: None, one_step):
+        model.loss(GOOD, GOOD)
+        between(model)
+        model.backward()
+        found.append(grads(model))
+    assert found[0] == found[1]
+
+
+def test_the_losses_of_a_call_stay_what_they_were(model):
+    model.loss(GOOD, GOOD)
+    losses, before = model.losses, model.losses.copy()
+    model.loss(GOOD, GOOD + 3)
+    assert np.array_equal(losses, before) and not np.array_equal(model.losses, before)
+
+
+# --- what a layer refuses -----------------------------------------------------------------------------------------------
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+WRONG_ROWS = {"float64": np.ones((3, 8)), "too narrow": ones(3, 7), "one dimension": ones(8),
+              "every other column": ones(3, 16)[:, ::2], "transposed": ones(8, 3).T}
+
+
+@pytest.mark.parametrize("x", WRONG_ROWS.values(), ids=WRONG_ROWS)
+@pytest.mark.parametrize("layer", [Linear(8, 8, True, 0.1), LayerNorm(8, False), RMSNorm(8)], ids=lambda x: type(x).__name__)
+def test_a_layer_refuses_rows_that_its_kernel_would_misread(layer, x):
+    good = ones(3, 8)
+    if not (isinstance(layer, Linear) and x.shape == good.shape and x.dtype == good.dtype):     # these may have any strides
+        with pytest.raises(ValueError):
+            layer.forward(x)
+    layer.forward(good)
+    with pytest.raises(ValueError, match="dy must be contiguous float32"):
+        layer.backward(x)
+
+
+def test_cross_entropy_refuses_fewer_targets_than_rows():
+    with pytest.raises(ValueError, match="as many targets as rows"):
+        CrossEntropy().forward(ones(3, 8), np.zeros(2, np.int64))
+
+
+def test_a_layer_norm_without_bias_keeps_nothing_of_a_backward_pass():
+    layer = LayerNorm(8, bias=False)
+    def memory():
+        return {name: value.copy() for name, value in vars(layer).items() if isinstance(value, np.ndarray)}
+    layer.forward(ones(3, 8))
+    before = memory()
+    layer.backward(ones(3, 8))
+    assert all(np.array_equal(value, before[name]) for name, value in memory().items())
 
 
 # --- how it starts ----------------------------------------------------------------------------------------------------

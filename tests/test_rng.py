@@ -111,6 +111,13 @@ def test_keep_drops_nothing_at_zero():
     assert rng.keep(8, "test", 0, 100_001, 0.0).all()
 
 
+def test_keep_is_the_same_where_bytes_have_the_other_order(monkeypatch):
+    found, words_of = rng.keep(9, "test", 1, 101, 0.25), rng.words
+    for order in "<>":
+        monkeypatch.setattr(rng, "words", lambda *address: words_of(*address).astype(f"{order}u4"))
+        assert np.array_equal(rng.keep(9, "test", 1, 101, 0.25), found)
+
+
 def test_keep_takes_two_draws_from_a_word_the_lower_half_first():
     halves = [half for word in words(9, "test", 1, 51) for half in (word & 0xFFFF, word >> 16)][:101]
     found = rng.keep(9, "test", 1, 101, 0.25)

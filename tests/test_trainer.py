@@ -125,6 +125,14 @@ def test_signals_do_afterwards_what_they_did_before(end, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_handler_that_was_not_installed_from_python_is_left_alone(tmp_path, monkeypatch):
+    get, installed = signal.getsignal, []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else get(number))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append(number))
+    assert make_trainer(tmp_path, steps=1).run()[1]
+    assert signal.SIGINT in installed and signal.SIGTERM not in installed
+
+
 def test_a_run_in_another_thread_has_the_same_bits(tmp_path):
     here, there = make_trainer(tmp_path / "here", steps=3), make_trainer(tmp_path / "there", steps=3)
     here.run()

@@ -226,7 +226,16 @@ def _matmul(a, b, out, accumulate, threads):
         product(a[i:i + height, :], b[:, j:j + width], out[i:i + height, j:j + width], accumulate)
 
 
-def matmul(a, b, out, accumulate=False):
-    """out (N, M) = a (N, K) @ b (K, M), or out += a @ b; a and b may be transposed views.  Returns out."""
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = False) -> np.ndarray:
+    """out (N, M) = a (N, K) @ b (K, M), or out += a @ b; a and b may be views of any strides.  Returns out.
+
+    ValueError where they are not float32 matrices whose shapes match, or where a row of out is not contiguous.
+    """
+    if not a.dtype == b.dtype == out.dtype == np.float32:
+        raise ValueError(f"matmul takes float32, but got {a.dtype} @ {b.dtype} -> {out.dtype}")
+    if not a.ndim == b.ndim == 2 or a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+        raise ValueError(f"matmul takes (N, K) @ (K, M) -> (N, M), but got {a.shape} @ {b.shape} -> {out.shape}")
+    if out.size > len(out) and out.strides[1] != FLOAT:
+        raise ValueError(f"matmul needs contiguous rows in out, but its strides are {out.strides}")
     _matmul(a, b, out, accumulate, get_num_threads())
     return out
