@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from coder import codec
 from coder.codec import decode_block, encode_block
-from coder.mixing import contexts, logistic
-from coder.mixing.contexts import FRESH, LEAST, MATCHES, MOST_MET, SLOTS
-from coder.mixing.logistic import (HEAVIEST, LIMIT, ONE, POINTS, SHARES, SQUASH, STRETCH, adapt, corrected, dot, learn, refine,
-                            straight)
-from coder.mixing.mixer import Mixing
+from coder.mixing import contexts, histories, logistic, mixer
+from coder.mixing.contexts import ALL_CONTEXTS, CONTEXTS, FAST_CONTEXTS
+from coder.mixing.histories import BUCKET_WORDS, COUNT_LIMIT, MATCH_MINIMUM, MATCHES, pack_counter, unpack_counter
+from coder.mixing.logistic import (APM_POINTS, P_ONE, RECIPROCALS, SQUASH, STRETCH, WEIGHT_LIMIT, X_LIMIT, dot_product, new_apm,
+                                   refine, train, update_apm, update_statemap)
+from coder.mixing.mixer import Mixing, MixingDecoder, MixingEncoder
 from coder.range_coder import decode_bit, encode_bit, finish_encoding, make_room, start_decoding, start_encoding
 from coder.verify import LICENSE, TEXT
+from tests.ablation import code_length
 from tests.golden_coder import taught
 
 FILES = {
@@ -42,92 +44,102 @@ def blocks(data, size=1500, **options):
 def exact_squash(x):
     with localcontext() as context:
         context.prec = 60
-        return ONE / (1 + (Decimal(-x) / 256).exp())
+        return P_ONE / (1 + (Decimal(-x) / 256).exp())
 
 
 def test_squash_is_the_nearest_integer():
-    for x in range(-LIMIT, LIMIT + 1):
-        assert abs(min(max(exact_squash(x), 1), ONE - 1) - int(SQUASH[x + LIMIT])) <= Decimal("0.5")
+    for x in range(-X_LIMIT, X_LIMIT + 1):
+        assert abs(min(max(exact_squash(x), 1), P_ONE - 1) - int(SQUASH[x + X_LIMIT])) <= Decimal("0.5")
 
 
 def test_stretch_is_the_nearest_integer():
     with localcontext() as context:
         context.prec = 60
-        for p in [*range(1, 600), *range(600, ONE - 600, 97), *range(ONE - 600, ONE)]:
-            assert abs(256 * (Decimal(p) / (ONE - p)).ln() - int(STRETCH[p])) <= Decimal("0.5")
+        for p in [*range(1, 600), *range(600, P_ONE - 600, 97), *range(P_ONE - 600, P_ONE)]:
+            assert abs(256 * (Decimal(p) / (P_ONE - p)).ln() - int(STRETCH[p])) <= Decimal("0.5")
 
 
 def test_both_are_symmetric_and_rise():
-    assert (SQUASH + SQUASH[::-1] == ONE).all() and (np.diff(SQUASH) >= 0).all()
+    assert (SQUASH + SQUASH[::-1] == P_ONE).all() and (np.diff(SQUASH) >= 0).all()
     assert (STRETCH[1:] == -STRETCH[:0:-1]).all() and (np.diff(STRETCH.astype(int)) >= 0).all()
-    assert (np.abs(SQUASH[STRETCH[1:].astype(int) + LIMIT] - np.arange(1, ONE)) <= 33).all()    # half a step of x
+    assert (np.abs(SQUASH[STRETCH[1:].astype(int) + X_LIMIT] - np.arange(1, P_ONE)) <= 33).all()    # half a step of x
 
 
-# --- the neuron -------------------------------------------------------------------------------------------------------
+# --- mixer, StateMap, APM ---------------------------------------------------------------------------------------------
 
-inputs_and_weights = given(st.lists(st.tuples(st.integers(-LIMIT, LIMIT), st.integers(-HEAVIEST, HEAVIEST)),
+inputs_and_weights = given(st.lists(st.tuples(st.integers(-X_LIMIT, X_LIMIT), st.integers(-WEIGHT_LIMIT, WEIGHT_LIMIT)),
                                     min_size=1, max_size=99))
 
 
 @inputs_and_weights
 @settings(deadline=None)
-def test_dot_is_the_sum_in_whole_units(pairs):
+def test_dot_product_is_the_sum_in_whole_units(pairs):
     inputs, weights = np.array(pairs, np.int32).T.copy()
-    exact = sum(Fraction(x * w, ONE) for x, w in pairs)
-    assert dot(weights[None].copy(), 0, inputs) == min(max(exact.__floor__(), -LIMIT), LIMIT)
+    exact = sum(Fraction(x * w, P_ONE) for x, w in pairs)
+    assert dot_product(weights[None].copy(), 0, inputs) == min(max(exact.__floor__(), -X_LIMIT), X_LIMIT)
 
 
 @inputs_and_weights
 @settings(deadline=None)
-def test_learn_is_the_step_rounded_and_never_leaves_the_range(pairs):
+def test_train_is_the_gradient_step_rounded_and_never_leaves_the_range(pairs):
     inputs, before = np.array(pairs, np.int32).T.copy()
-    for error in (-ONE + 1, -1, 0, 1, ONE):
+    for error in (-P_ONE + 1, -1, 0, 1, P_ONE):
         weights = np.stack([before, before])
-        learn(weights, 1, inputs, error, 20)
-        exact = [w + (Fraction(x * error * 20, 1 << logistic.SCALE) + Fraction(1, 2)).__floor__() for x, w in pairs]
-        assert weights[1].tolist() == [min(max(w, -HEAVIEST), HEAVIEST) for w in exact]
+        train(weights, 1, inputs, error, 20)
+        exact = [w + (Fraction(x * error * 20, 1 << logistic.RATE_SHIFT) + Fraction(1, 2)).__floor__() for x, w in pairs]
+        assert weights[1].tolist() == [min(max(w, -WEIGHT_LIMIT), WEIGHT_LIMIT) for w in exact]
         assert (weights[0] == before).all()
 
 
-def test_learning_makes_the_bit_likelier():
+def test_training_makes_the_bit_likelier():
     inputs, weights = np.array([300, -200, 256], np.int32), np.zeros((1, 3), np.int32)
     for _ in range(2000):
-        learn(weights, 0, inputs, ONE - int(SQUASH[dot(weights, 0, inputs) + LIMIT]), 20)
-    assert SQUASH[dot(weights, 0, inputs) + LIMIT] > 0.9 * ONE
+        train(weights, 0, inputs, P_ONE - int(SQUASH[dot_product(weights, 0, inputs) + X_LIMIT]), 20)
+    assert SQUASH[dot_product(weights, 0, inputs) + X_LIMIT] > 0.9 * P_ONE
 
 
 @settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_a_new_probability_is_the_mean_of_its_bits_nearly(bits):
+def test_a_new_statemap_entry_is_nearly_the_mean_of_its_bits(bits):
     """p_n = p + (bit - p) / (n + 1.5) from p_0 = 1/2: the mean of all bits and of half a bit of 1/2."""
-    entries = np.full((1, 2), 2 ** 31, np.uint32)
+    statemaps = np.full((1, 2), 2 ** 31, np.uint32)
     for bit in bits:
-        adapt(entries, 0, 1, int(bit), SHARES)
-    assert entries[0, 1] & 1023 == len(bits) and entries[0, 0] == 2 ** 31
-    assert (entries[0, 1] >> 10) / 2 ** 22 == pytest.approx((sum(bits) + 0.25) / (len(bits) + 0.5), abs=1e-3)
+        update_statemap(statemaps, 0, 1, int(bit), RECIPROCALS)
+    assert statemaps[0, 1] & 1023 == len(bits) and statemaps[0, 0] == 2 ** 31
+    assert (statemaps[0, 1] >> 10) / 2 ** 22 == pytest.approx((sum(bits) + 0.25) / (len(bits) + 0.5), abs=1e-3)
 
 
 @pytest.mark.parametrize("bit", [0, 1])
 def test_no_probability_becomes_certain(bit):
-    entries, maps = np.full((1, 1), 2 ** 31, np.uint32), straight(1)[None]
+    statemaps, apm = np.full((1, 1), 2 ** 31, np.uint32), new_apm(1)
     for _ in range(5000):
-        adapt(entries, 0, 0, bit, SHARES)
-        p, place = refine(maps, 0, 0, (2 * bit - 1) * LIMIT)
-        corrected(maps, 0, place, bit)
-        assert 0 < p < ONE and 0 < entries[0, 0] >> 10 < 2 ** 22
+        update_statemap(statemaps, 0, 0, bit, RECIPROCALS)
+        p, point = refine(apm, 0, (2 * bit - 1) * X_LIMIT)
+        update_apm(apm, point, bit)
+        assert 0 < p < P_ONE and 0 < statemaps[0, 0] >> 10 < 2 ** 22
 
 
-def test_a_new_map_changes_hardly_anything():
-    maps = straight(3)[None]
+def test_a_new_apm_changes_hardly_anything():
+    apm = new_apm(3)
     for x in range(-2000, 2001, 7):
-        p, place = refine(maps, 0, 2, x)
-        assert abs(p - int(SQUASH[x + LIMIT])) < ONE // 200 and 2 * POINTS <= place < 3 * POINTS
+        p, point = refine(apm, 2, x)
+        assert abs(p - int(SQUASH[x + X_LIMIT])) < P_ONE // 200 and 2 * APM_POINTS <= point < 3 * APM_POINTS
+
+
+def test_each_apm_has_the_contexts_that_it_uses_and_no_more():
+    """Noise meets nearly all of order 3, a hash of 13 bits; order 1 and the GPT have one for each byte and bits so far."""
+    mixing, data = Mixing(30_000, fast=True), np.random.default_rng(3).bytes(30_000)
+    mixing.prime(data)
+    moved = (mixing.memory.apm_3.reshape(-1, APM_POINTS) != new_apm(1)).any(1)
+    assert len(moved) == 2 ** 13 and moved.mean() > 0.99
+    sizes = [(len(m.apm_1), len(m.apm_gpt)) for m in (mixing.memory, Mixing(1, gpt=True).memory)]
+    assert sizes == [(2 ** 16 * APM_POINTS, 0), (2 ** 16 * APM_POINTS, 2 ** 16 * APM_POINTS)]
 
 
 # --- one bit through the range coder ----------------------------------------------------------------------------------
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 77, ONE // 2, ONE - 2, ONE - 1]), st.booleans()), max_size=300))
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 77, P_ONE // 2, P_ONE - 2, P_ONE - 1]), st.booleans()), max_size=300))
 def test_bits_come_back_whatever_their_probabilities(pairs):
     state, out = start_encoding()
     for i, (p, bit) in enumerate(pairs):
@@ -135,80 +147,150 @@ def test_bits_come_back_whatever_their_probabilities(pairs):
             out = make_room(state, out, 1)
         encode_bit(state, out, p, int(bit))
     code = finish_encoding(state, out)
-    cost = sum(-np.log2((p if bit else ONE - p) / ONE) for p, bit in pairs) / 8
+    cost = sum(-np.log2((p if bit else P_ONE - p) / P_ONE) for p, bit in pairs) / 8
     assert len(code) <= cost + 1.001 + 1e-6 * len(pairs)
     state = start_decoding(code)
     assert [decode_bit(state, code, p) for p, _ in pairs] == [bit for _, bit in pairs]
 
 
-# --- slots, matches ---------------------------------------------------------------------------------------------------
+# --- bit histories ----------------------------------------------------------------------------------------------------
+
+@given(st.integers(0, 2 ** 18 - 1), st.integers(0, COUNT_LIMIT), st.integers(0, 127))
+@settings(deadline=None)
+def test_a_counter_is_unpacked_as_it_was_packed(p, n, last_bits):
+    assert unpack_counter(np.uint32(pack_counter(p, n, last_bits))) == (p, n, last_bits)
+
+
+def test_a_table_of_zeros_holds_new_counters():
+    assert unpack_counter(np.uint32(0)) == (2 ** 17, 0, 0)
+
+
+def one_context(inputs):
+    """A table of one bucket, and the other arguments of predict_histories and update_histories for one context in it."""
+    node_statemaps = np.full((inputs - 3, histories.HISTORY_NODE_STATES), 2 ** 31, np.uint32)
+    return (np.zeros((1, BUCKET_WORDS), np.uint32), np.zeros(1, np.uint64),
+            np.full((1, histories.HISTORY_P_STATES), 2 ** 31, np.uint32), node_statemaps, np.full(1, -1))
+
 
 @pytest.mark.parametrize("inputs", [3, 4])
-def test_a_slot_counts_its_bits_and_remembers_the_last_six(inputs):
-    table, lines = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64)
-    maps, nodes = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.full((inputs - 3, contexts.NODES), 2 ** 31, np.uint32)
-    places, x = np.zeros(1, np.int64), np.ones(inputs, np.int32)
-    assert contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH) == 0 and not x.any()
-    history = [1, 0, 1, 1, 0, 0, 1, 1] * 6
-    for i, bit in enumerate(history):
-        contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH)
-        contexts.tell_slots(table, lines, 5, 37, maps, nodes, places, bit, SHARES)
-        slot, last = int(table[0, 5] ^ FRESH), history[max(0, i - 5):i + 1]
-        assert slot & 127 == int("1" + "".join(map(str, last)), 2) and slot >> 7 & 127 == min(i + 1, MOST_MET)
-    assert contexts.ask_slots(table, lines, 5, 37, maps, nodes, places, x, STRETCH) == 1
-    assert (table[0, [i for i in range(SLOTS) if i != 5]] == 0).all()
-    told = np.flatnonzero(nodes != 2 ** 31)         # the first bit is known of no slot yet
-    assert (told & 255 == 37).all() and len(told) == len({tuple(history[max(0, i - 6):i]) for i in range(1, 48)}) * (inputs - 3)
+def test_a_counter_counts_its_bits_and_remembers_the_last_six(inputs):
+    table, buckets, p_statemaps, node_statemaps, states = one_context(inputs)
+    x = np.ones(inputs, np.int32)
+
+    def predict():
+        return histories.predict_histories(table, buckets, 5, 37, 1, p_statemaps, node_statemaps, states, x, STRETCH)
+    assert predict() == 0 and not x.any()
+    bits = [1, 0, 1, 1, 0, 0, 1, 1] * 6
+    for i, bit in enumerate(bits):
+        predict()
+        histories.update_histories(table, buckets, 5, 37, p_statemaps, node_statemaps, states, bit, RECIPROCALS)
+        _, n, last_bits = unpack_counter(table[0, 5])
+        assert last_bits == int("1" + "".join(map(str, bits[max(0, i - 5):i + 1])), 2) and n == min(i + 1, COUNT_LIMIT)
+    assert predict() == 1
+    assert (table[0, [i for i in range(BUCKET_WORDS) if i != 5]] == 0).all()
+    updated = np.flatnonzero(node_statemaps != 2 ** 31)         # not by the first bit, before which there is no history
+    histories_seen = {tuple(bits[max(0, i - 6):i]) for i in range(1, 48)}
+    assert (updated & 255 == 37).all() and len(updated) == len(histories_seen) * (inputs - 3)
 
 
-def test_a_slot_counts_half_as_many_bits_after_one_it_hardly_expected():
-    table, lines, nodes = np.zeros((1, SLOTS), np.uint32), np.zeros(1, np.uint64), np.empty((0, contexts.NODES), np.uint32)
-    maps, places = np.full((1, contexts.PAIRS), 2 ** 31, np.uint32), np.full(1, -1)
-    for bit, met in [(1, i + 1) for i in range(40)] + [(0, 21), (1, 22)]:
-        contexts.tell_slots(table, lines, 5, 37, maps, nodes, places, bit, SHARES)
-        assert int(table[0, 5] ^ FRESH) >> 7 & 127 == met
+def test_only_the_orders_count_for_their_confidence():
+    table, buckets, p_statemaps, node_statemaps, states = one_context(3)
+    table[0, 5] = pack_counter(2 ** 17, 1, 3)
+    for orders in 0, 1:
+        assert histories.predict_histories(table, buckets, 5, 37, orders, p_statemaps, node_statemaps, states,
+                                           np.zeros(3, np.int32), STRETCH) == orders
 
 
-def test_the_second_map_begins_with_the_mean_of_the_bits():
+def test_a_counter_halves_its_count_at_a_bit_that_it_hardly_expected():
+    table, buckets, p_statemaps, node_statemaps, states = one_context(3)
+    for bit, count in [(1, i + 1) for i in range(40)] + [(0, 21), (1, 22)]:
+        histories.update_histories(table, buckets, 5, 37, p_statemaps, node_statemaps, states, bit, RECIPROCALS)
+        assert unpack_counter(table[0, 5])[1] == count
+
+
+def test_the_second_statemap_begins_with_the_mean_of_the_bits():
+    new = histories.new_history_node_statemap().reshape(128, 256)
+    assert (new == new[:, :1]).all()
     for bits in range(1, 128):
         entry = np.array([[2 ** 31]], np.uint32)
         for bit in f"{bits:b}"[1:]:
-            adapt(entry, 0, 0, int(bit), SHARES)
-        assert abs(int(entry[0, 0] >> 10) - int(contexts.after_bits()[bits] >> 10)) <= 64
+            update_statemap(entry, 0, 0, int(bit), RECIPROCALS)
+        assert abs(int(entry[0, 0] >> 10) - int(new[bits, 0] >> 10)) <= 64
 
 
-def test_lines_are_found_again_and_the_least_used_of_three_gives_way():
-    table = np.zeros((8, SLOTS), np.uint32)
+def test_buckets_are_found_again_and_the_least_used_of_three_is_replaced():
+    table, mask = np.zeros((8, BUCKET_WORDS), np.uint32), np.uint64(7)
     hashes = [np.uint64((k << 40) + 3) for k in range(1, 5)]
     first = []
     for h, n in zip(hashes, (9, 2, 5)):
-        first.append(contexts._find(table, h, np.uint64(7)))
+        first.append(histories._find_bucket(table, h, mask))
         table[int(first[-1]), 1] = n << 7
-    assert sorted(map(int, first)) == [1, 2, 3] and [contexts._find(table, h, np.uint64(7)) for h in hashes[:3]] == first
-    assert contexts._find(table, hashes[3], np.uint64(7)) == first[1] and table[int(first[1]), 1] == 0
+    assert sorted(map(int, first)) == [1, 2, 3] and [histories._find_bucket(table, h, mask) for h in hashes[:3]] == first
+    assert histories._find_bucket(table, hashes[3], mask) == first[1] and table[int(first[1]), 1] == 0
 
 
-@pytest.mark.parametrize("count", [contexts.FAST, contexts.ALL])
+def test_a_nibble_has_15_nodes_and_each_is_reached_by_one_path():
+    for first_bit in 0, 4:
+        for path in range(8):
+            partials = [(1 << first_bit | 5 & (1 << first_bit) - 1) << depth | path >> 3 - depth for depth in range(4)]
+            nodes = [mixer.nibble_node(partial, first_bit + depth) for depth, partial in enumerate(partials)]
+            assert nodes == [1 << depth | path >> 3 - depth for depth in range(4)]
+
+
+# --- contexts ---------------------------------------------------------------------------------------------------------
+
+def hashes_of(selected, count, past=None):
+    """hash_contexts into an array with room for one more, of a past (zeros, if not given) and an empty text."""
+    past = np.zeros(contexts.FIELDS, np.uint64) if past is None else past
+    hashes = np.zeros(ALL_CONTEXTS + 1, np.uint64)
+    contexts.hash_contexts(past, np.zeros(1, np.uint8), 0, np.zeros((2, 2 ** 16), np.uint64), np.zeros((MATCHES, 2), np.int64),
+                           np.array(selected), np.full(count, 77, np.uint64), hashes[:len(selected)])
+    return hashes
+
+
+def test_the_table_gives_each_context_a_name_and_a_reason():
+    names, reasons = zip(*CONTEXTS)
+    assert len(set(names)) == len(set(reasons)) == ALL_CONTEXTS == 33 and all(names) and all(reasons)
+    assert [name for name, _ in CONTEXTS[:FAST_CONTEXTS]] == ["order 1", "order 2", "order 3", "order 4", "order 6", "word"]
+
+
+@pytest.mark.parametrize("count", [FAST_CONTEXTS, ALL_CONTEXTS])
 def test_each_context_is_hashed_and_nothing_else_is_written(count):
-    text, past = np.zeros(1, np.uint8), np.zeros(contexts.FIELDS, np.uint64)
-    hashes = np.zeros(contexts.ALL + 1, np.uint64)
-    contexts.hash_contexts(past, text, 0, np.zeros((2, 2 ** 16), np.uint64), hashes[:count])
+    hashes = hashes_of(range(count), count)
     assert len(set(hashes[:count].tolist())) == count and hashes[:count].all() and not hashes[count:].any()
+    past = np.arange(1, contexts.FIELDS + 1).astype(np.uint64) << np.uint64(41)
+    past[[contexts.LINE_START, contexts.LAST_LINE_START]] = 0
+    assert len({int(h) for h in hashes_of(range(count), count, past)[:count]}) == count
 
+
+@pytest.mark.parametrize("omitted", [0, 20, 32])
+def test_a_context_that_is_left_out_leaves_the_hashes_of_the_others_as_they_are(omitted):
+    selected = [i for i in range(ALL_CONTEXTS) if i != omitted]
+    assert hashes_of(selected, ALL_CONTEXTS)[:32].tolist() == hashes_of(range(33), ALL_CONTEXTS)[selected].tolist()
+
+
+def test_ablation_begins_with_the_code_of_the_mode():
+    code = encode_block(codec.fast(len(LICENSE)), LICENSE)
+    assert code_length(LICENSE, range(FAST_CONTEXTS), fast=True) == len(code) < code_length(LICENSE, range(5), fast=True)
+
+
+# --- match model, run model -------------------------------------------------------------------------------------------
 
 @given(st.binary(min_size=1, max_size=40), st.integers(2, 5))
 @settings(deadline=None, max_examples=40)
 def test_a_match_expects_what_followed(unit, times):
     data = unit * times
     text, past = np.zeros(len(data), np.uint8), np.zeros(contexts.FIELDS, np.uint64)
-    seen, recent = np.zeros((MATCHES, 2 ** 18), np.int32), np.zeros((2, 2 ** 16), np.uint64)
-    for place, byte in enumerate(data):
+    followers, matches = np.zeros((2, 2 ** 16), np.uint64), np.zeros((MATCHES, 2), np.int64)
+    last_seen = np.zeros((MATCHES, 2 ** histories.MATCH_HASH_BITS), np.int32)
+    for position, byte in enumerate(data):
         for k in range(MATCHES):
-            expected, length = contexts.find_match(past, k, text, place, seen)
+            expected, length = histories.find_match(matches, k, text, position, past[contexts.HISTORY], last_seen)
             if length:
-                alike = [i for i in range(length, place) if data[i - length:i] == data[place - length:place]]
-                assert any(expected == 256 + data[i] for i in alike) and length >= LEAST[k]
-        contexts.remember(past, text, place, recent, byte)
+                alike = [i for i in range(length, position) if data[i - length:i] == data[position - length:position]]
+                assert any(expected == 256 + data[i] for i in alike) and length >= MATCH_MINIMUM[k]
+        contexts.update_past(past, text, position, followers, byte)
+        histories.update_matches(matches, text, byte)
     assert text.tobytes() == data
 
 
@@ -216,14 +298,25 @@ def test_a_match_expects_what_followed(unit, times):
 @settings(deadline=None, max_examples=40)
 def test_a_run_is_the_last_byte_of_a_context_and_how_often_it_came_in_a_row(text, times):
     data = text.encode() + b"c" * times
-    runs, hashes = np.zeros((1, 2 ** 16), np.uint16), np.array([77 << 48], np.uint64)
-    places, expected, length = np.zeros((3, MATCHES + 1), np.int64)
+    runs, hashes = np.zeros((1, 2 ** histories.RUN_HASH_BITS), np.uint16), np.array([77 << 48], np.uint64)
+    entries, expected, lengths = np.zeros((3, MATCHES + 1), np.int64)
     for i in range(len(data) + 1):
-        contexts.find_runs(runs, hashes, places, expected, length)
+        histories.find_runs(runs, hashes, entries, expected, lengths)
         row = i - len(data[:i].rstrip(data[i - 1:i]))
-        assert (expected[-1], length[-1]) == ((256 + data[i - 1], min(row, 255)) if i else (0, 0))
+        assert (expected[-1], lengths[-1]) == ((256 + data[i - 1], min(row, 255)) if i else (0, 0))
         if i < len(data):
-            contexts.tell_runs(runs, places, data[i])
+            histories.update_runs(runs, entries, data[i])
+
+
+# --- the GPT's frequencies, bit by bit --------------------------------------------------------------------------------
+
+def test_frequencies_are_summed_over_the_bytes_that_begin_with_the_same_bits():
+    frequencies, sums = np.random.default_rng(4).integers(1, 2 ** 24, (2, 256)).astype(np.uint32), np.zeros(512, np.int64)
+    mixer.sum_frequencies(frequencies, 1, sums)
+    for partial in range(1, 256):
+        left = 8 - (partial.bit_length() - 1)
+        begin = (partial << left) - 256
+        assert sums[partial] == frequencies[1, begin:begin + (1 << left)].sum(dtype=np.int64)
 
 
 # --- whole blocks -----------------------------------------------------------------------------------------------------
@@ -256,9 +349,37 @@ def test_noise_costs_hardly_more_than_it_has():
 
 def test_more_text_than_the_model_was_made_for_is_refused():
     mixing = Mixing(10)
-    mixing.begin(10)
-    with pytest.raises(ValueError, match="made for less"):
-        mixing.begin(1)
+    MixingEncoder(mixing, 10)
+    with pytest.raises(ValueError, match="made for 10 bytes"):
+        MixingEncoder(mixing, 1)
+
+
+@pytest.mark.parametrize("gpt", [False, True])
+def test_decoder_mirrors_encoder_however_the_block_is_cut_into_calls(gpt):
+    data = np.frombuffer(LICENSE, np.uint8).astype(np.int64)
+    frequencies = np.random.default_rng(5).integers(1, 2 ** 20, (len(data), 256)).astype(np.uint32) if gpt else None
+    codes, sides = [], [Mixing(len(data), gpt=gpt) for _ in range(3)]
+    for mixing, cuts in zip(sides, ([0, len(data)], [0, 1, 700, len(data)])):
+        encoder = MixingEncoder(mixing, len(data))
+        assert encoder.size == 0
+        for start, stop in zip(cuts, cuts[1:]):
+            encoder.encode(data[start:stop], start, frequencies[start:stop] if gpt else None)
+        codes.append(encoder.finish())
+        assert len(codes[-1]) - encoder.size in (0, 1)
+    decoder, decoded = MixingDecoder(sides[2], len(data), codes[0]), np.zeros_like(data)
+    for start in range(0, len(data), 300):
+        decoder.decode(decoded[start:start + 300], start, frequencies[start:start + 300] if gpt else None)
+    assert codes[0] == codes[1] and (decoded == data).all() and decoder.overrun == 0
+    assert all((one == other).all() for one, other in zip(sides[0].memory, sides[2].memory))
+
+
+def test_decoder_tells_how_many_bytes_are_missing():
+    data = np.frombuffer(np.random.default_rng(6).bytes(500), np.uint8).astype(np.int64)
+    encoder = MixingEncoder(Mixing(500), 500)
+    encoder.encode(data, 0)
+    decoder = MixingDecoder(Mixing(500), 500, encoder.finish()[:100])
+    decoder.decode(data, 0)
+    assert decoder.overrun > 0
 
 
 # --- the mixture and its parts ----------------------------------------------------------------------------------------

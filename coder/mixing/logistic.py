@@ -1,16 +1,16 @@
-"""The arithmetic of mixing bit predictions, in integers: exactly the same everywhere, since there is nothing to round.
+"""The arithmetic of context mixing in integers: squash and stretch, StateMap, APM, mixer.  Nothing rounds, so nothing differs.
 
-A probability p that the next bit is 1 is an integer of 16 bits, 0 < p < ONE.  Predictions are added up in the logistic
-domain, where evidence is additive [Bayes; Mahoney 2005]:
+A prediction is the probability p that the next bit is 1, an integer of 16 bits: 0 < p < P_ONE.  Predictions are added up in
+the logistic domain, where evidence is additive [Mahoney 2005, "Adaptive weighing of context models", PAQ7]:
 
     stretch(p) = ln(p / (1 - p)),     squash(x) = 1 / (1 + e^-x)  its inverse,     x in units of 1/256
 
     mixed = squash(sum of w_i * x_i),     w_i += rate * x_i * (bit - mixed)
 
-The second line is one step of gradient descent on the cost of the bit, -log2 p: a neural network of one neuron, for which
-the derivative comes out as simple as that.  Ranges, which show that nothing overflows 64 bits:
+The second line is one step of gradient descent on the coding cost of the bit, -log2 p: a network of one neuron, whose gradient
+is simply the input times the prediction error.  Bounds, which show that nothing overflows 64 bits:
 
-    |x| <= LIMIT < 2^12,  |w| <= HEAVIEST = 2^23 (in units of 2^-16: 128.0),  at most 2^8 inputs:   |sum| < 2^43          (1)
+    |x| <= X_LIMIT < 2^12,  |w| <= WEIGHT_LIMIT = 2^23 (in units of 2^-16: 128.0),  at most 2^8 inputs:   |sum| < 2^43    (1)
     |x * (bit - mixed) * rate| < 2^12 * 2^16 * 2^8                                                                        (2)
 """
 
@@ -19,94 +19,95 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numba import njit
 
-ONE = 2 ** 16
-LIMIT = 3071                # the largest |x|: 12.0, beyond which all probabilities are the least or the largest
-HEAVIEST = 2 ** 23
-WEIGHT = 2 ** 16            # the weight 1.0
-SCALE = 20                  # a rate of 1 is 2^(8 + 16 - 16 - SCALE) = 2^-12 in units of 1.0, of weights, inputs and bits
+P_ONE = 2 ** 16             # the probability 1.0
+X_LIMIT = 3071              # the largest |x|: 12.0, beyond which every probability rounds to 1 or P_ONE - 1
+WEIGHT_ONE = 2 ** 16        # the weight 1.0
+WEIGHT_LIMIT = 2 ** 23
+RATE_SHIFT = 20             # a rate of 1 is 2^(8 + 16 - 16 - RATE_SHIFT) = 2^-12, with weights, inputs and bits in units of 1.0
 
 
 def _tables():
-    """squash of -LIMIT .. LIMIT (2 LIMIT + 1,) int32, and stretch of 0 .. ONE - 1 (ONE,) int16, both rounded to the nearest.
+    """squash of -X_LIMIT .. X_LIMIT (2 X_LIMIT + 1,) int32, and stretch of 0 .. P_ONE - 1 (P_ONE,) int16, rounded to nearest.
 
-    In decimals with 30 digits, of which 12000 multiplications leave 25: a float's exp has other last bits elsewhere.
+    In decimals with 30 digits, of which 12000 multiplications leave 25: the last bits of a float's exp depend on the library.
     """
-    squash, between = np.empty(2 * LIMIT + 1, np.int32), np.empty(2 * LIMIT, np.int64)
+    squash, boundaries = np.empty(2 * X_LIMIT + 1, np.int32), np.empty(2 * X_LIMIT, np.int64)
     with localcontext() as context:
         context.prec = 30
-        odds, half = (Decimal(-LIMIT) / 256).exp(), (Decimal(1) / 512).exp()
-        for i in range(2 * LIMIT + 1):
-            squash[i] = round(ONE * odds / (1 + odds))
+        odds, half = (Decimal(-X_LIMIT) / 256).exp(), (Decimal(1) / 512).exp()
+        for i in range(2 * X_LIMIT + 1):
+            squash[i] = round(P_ONE * odds / (1 + odds))
             odds *= half
-            if i < 2 * LIMIT:                                   # from here on p is nearer to the next x
-                between[i] = int(ONE * odds / (1 + odds)) + 1
+            if i < 2 * X_LIMIT:                                 # from here on p is nearer to the next x
+                boundaries[i] = int(P_ONE * odds / (1 + odds)) + 1
             odds *= half
-    return np.clip(squash, 1, ONE - 1), (np.searchsorted(between, np.arange(ONE), "right") - LIMIT).astype(np.int16)
+    stretch = np.searchsorted(boundaries, np.arange(P_ONE), "right") - X_LIMIT
+    return np.clip(squash, 1, P_ONE - 1), stretch.astype(np.int16)
 
 
 SQUASH, STRETCH = _tables()
 
 
-# --- a neuron ---------------------------------------------------------------------------------------------------------
+# --- mixer ------------------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
-def dot(weights, row, inputs):
-    """What the weights[row] (n,) int32 make of inputs (n,) int32: an x in -LIMIT .. LIMIT."""
+def dot_product(weights, row, inputs):
+    """The mix, in the logistic domain, of inputs (n,) int32 with weights[row] (n,) int32: an x in -X_LIMIT .. X_LIMIT."""
     total = np.int64(0)
     for i in range(len(inputs)):
         total += np.int64(weights[row, i]) * np.int64(inputs[i])                    # (1)
-    return min(max(total >> 16, -LIMIT), LIMIT)
+    return min(max(total >> 16, -X_LIMIT), X_LIMIT)
 
 
 @njit(cache=True)
-def learn(weights, row, inputs, error, rate):
-    """One step towards the bit, from error = bit * ONE - mixed probability."""
+def train(weights, row, inputs, error, rate):
+    """One step of gradient descent, from error = bit * P_ONE - mixed probability."""
     step = error * rate
     for i in range(len(inputs)):
-        change = (np.int64(inputs[i]) * step + (1 << SCALE - 1)) >> SCALE           # (2)
-        weights[row, i] = min(max(np.int64(weights[row, i]) + change, -HEAVIEST), HEAVIEST)
+        change = (np.int64(inputs[i]) * step + (1 << RATE_SHIFT - 1)) >> RATE_SHIFT     # (2)
+        weights[row, i] = min(max(np.int64(weights[row, i]) + change, -WEIGHT_LIMIT), WEIGHT_LIMIT)
 
 
-# --- probabilities that adapt -----------------------------------------------------------------------------------------
+# --- StateMap: an adaptive probability for each small context ---------------------------------------------------------
 
-# An entry of 32 bits: a probability of 22 bits, and how often it was met, n <= 1023.  It moves by 1 / (n + 1.5) of its
-# distance to the bit, so that at first it is the mean of all bits, nearly; from n = MOST on it forgets.
-MOST = 1023
-SHARES = np.array([2 ** 17 // (2 * n + 3) for n in range(MOST + 1)], np.int64)     # 2^16 / (n + 1.5)
+# An entry of 32 bits: a probability p of 22 bits, and the number of bits seen, n <= STATEMAP_LIMIT.  p moves by 1 / (n + 1.5)
+# of the prediction error: at first it is nearly the mean of all bits; once n is at its limit, it is an exponential average.
+STATEMAP_LIMIT = 1023
+RECIPROCALS = np.array([2 ** 17 // (2 * n + 3) for n in range(STATEMAP_LIMIT + 1)], np.int64)       # 2^16 / (n + 1.5)
 
 
 @njit(cache=True)
-def adapt(entries, row, place, bit, shares):
-    entry = np.int64(entries[row, place])
-    p, n = entry >> 10, entry & MOST
-    p += ((bit << 22) - p) * shares[n] >> 16                    # < 2^22 * 2^16
+def update_statemap(statemaps, row, context, bit, reciprocals):
+    entry = np.int64(statemaps[row, context])
+    p, n = entry >> 10, entry & STATEMAP_LIMIT
+    p += ((bit << 22) - p) * reciprocals[n] >> 16               # < 2^22 * 2^16
     p = min(max(p, 64), 2 ** 22 - 64)
-    entries[row, place] = p << 10 | min(n + 1, MOST)
+    statemaps[row, context] = p << 10 | min(n + 1, STATEMAP_LIMIT)
 
 
-# --- refining a probability -------------------------------------------------------------------------------------------
+# --- APM (adaptive probability map), also called SSE (secondary symbol estimation) ------------------------------------
 
-# An adaptive probability map holds, for each small context, what really came where x was predicted: a curve of 33 points,
-# between which it interpolates, and of which the nearer one learns [Mahoney 2002: "secondary symbol estimation"].
-POINTS = 33
-REFINE_RATE = 6
+# For each small context, a curve that maps the predicted x to the probability that was observed: 33 points with linear
+# interpolation between them, of which the nearer one is updated [Mahoney 2002, PAQ2].
+APM_POINTS = 33
+APM_RATE = 6
 
 
-def straight(contexts):
-    """Maps (contexts * POINTS,) uint16 that change nothing yet."""
-    return np.tile(SQUASH[(np.arange(POINTS) - 16) * 128 + LIMIT].astype(np.uint16), contexts)
+def new_apm(contexts: int) -> np.ndarray:
+    """(contexts * APM_POINTS,) uint16: curves that change nothing yet."""
+    return np.tile(SQUASH[(np.arange(APM_POINTS) - 16) * 128 + X_LIMIT].astype(np.uint16), contexts)
 
 
 @njit(cache=True)
-def refine(maps, row, context, x):
-    """(The refined probability, the place that `corrected` is to be told.)"""
+def refine(apm, context, x):
+    """(The refined probability, the index that `update_apm` needs.)"""
     x = min(max(x, -2047), 2047) + 2048
-    place, part = context * POINTS + (x >> 7), x & 127
-    p = (np.int64(maps[row, place]) * (128 - part) + np.int64(maps[row, place + 1]) * part) >> 7
-    return min(max(p, 1), ONE - 1), place + (part >> 6)
+    point, fraction = context * APM_POINTS + (x >> 7), x & 127
+    p = (np.int64(apm[point]) * (128 - fraction) + np.int64(apm[point + 1]) * fraction) >> 7
+    return min(max(p, 1), P_ONE - 1), point + (fraction >> 6)
 
 
 @njit(cache=True)
-def corrected(maps, row, place, bit):
-    p = np.int64(maps[row, place])
-    maps[row, place] = p + ((bit * (ONE - 1) - p) >> REFINE_RATE)
+def update_apm(apm, point, bit):
+    p = np.int64(apm[point])
+    apm[point] = p + ((bit * (P_ONE - 1) - p) >> APM_RATE)

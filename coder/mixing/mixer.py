@@ -1,247 +1,386 @@
 """Context mixing: the bits of each byte, predicted by many contexts, by matches and, if there is one, by the GPT.
 
-                 the same context before ──▶ slots, a map ──┐
-    the past ──▶ matches, runs: a byte   ──▶ a map        ──┼──▶ some mixers, each with ──▶ a mixer ──▶ two maps ──▶ p
-                 the GPT's frequencies   ──▶ two sums     ──┘    weights chosen by a        of them     refine it
-                                                                 small context
+                 bit histories, run models of each context ──┐
+    the past ──▶ match model                               ──┼──▶ some mixers, whose   ──▶ a final mixer ──▶ two APMs ──▶ p
+                 the GPT's frequencies, an APM of them     ──┘    weights are selected     of their outputs
+                                                                  by a small context each
 
-Every part predicts the next bit, and learns from it once it is known [Mahoney 2005; "Data Compression Explained", 2013].
-Encoder and decoder go the same way through `_code`; the bit comes from the data here, from the range coder there.
+The architecture is that of PAQ [Mahoney 2005; "Data Compression Explained", 2013]: predict a bit, code it, update every
+component that took part.  Encoder and decoder run the same `predict` and `update`; between them the bit goes into the range
+coder in the one, and comes out of it in the other.
 
-The GPT tells a byte's 256 frequencies.  Of the next bit, given the bits before it, they tell the probability as well: of
-the bytes that begin so, those that go on with a 1, by all.
+The GPT predicts a byte, with 256 frequencies.  They predict the next bit as well, given the bits before it: of the bytes that
+begin with those, the share of the ones that go on with a 1.
 
-The state goes on from block to block, and before the first one may come a text that both sides know: the primer.
+The model lives on from block to block.  Before the first one it may learn from a text that both sides know: the primer.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from ..range_coder import (decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding, start_encoding)
-from .contexts import (ALL, FAST, FIELDS, HISTORY, LENGTHS, LINE, MATCHES, NODES, PAIRS, SLOTS,
-                       WORD_LENGTH, after_bits, ask_slots, find_lines, find_match, find_runs, hash_contexts, remember,
-                       send_for_lines, step_of, tell_runs, tell_slots)
-from .logistic import LIMIT, ONE, SHARES, SQUASH, STRETCH, WEIGHT, adapt, corrected, dot, learn, refine, straight
+from ..range_coder import (LENGTH, decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding,
+                           start_encoding)
+from .contexts import ALL_CONTEXTS, FAST_CONTEXTS, FIELDS, HISTORY, LINE_START, ORDERS, WORD_LENGTH, hash_contexts, update_past
+from .histories import (BUCKET_WORDS, HISTORY_NODE_STATES, HISTORY_P_STATES, LONG_MATCH, MATCH_HASH_BITS, MATCHES, RUN_HASH_BITS,
+                        SHORT_MATCH, find_buckets, find_match, find_runs, new_history_node_statemap, new_length_statemap,
+                        predict_expected, predict_histories, prefetch_buckets, update_expected, update_histories,
+                        update_matches, update_runs)
+from .logistic import (P_ONE, RECIPROCALS, SQUASH, STRETCH, WEIGHT_ONE, X_LIMIT, dot_product, new_apm, refine, train,
+                       update_apm, update_statemap)
 
-SETS = 256, 16 * 8, 256                     # mixers choose weights by: the byte's bits so far; match and orders; last byte
-MORE_SETS = 256, 256, 256                   # and, but in fast mode: the byte before; the word; the place in the line
-GPT_SET = 16 * 8                            # how sure the GPT is, and the orders met
+# Each mixer selects a row of its weights by a small context.  How many rows they have:
+SELECTORS = 256, 16 * 8, 256                # the byte's bits so far; length of the long match, confidence of the orders; order 1
+MORE_SELECTORS = 256, 256, 256              # not in fast mode: the byte before; word length, bit, short match; column
+GPT_SELECTOR = 16 * 8                       # confidence of the GPT, confidence of the orders
 GPT_INPUTS = 3
-FIRST_RATE, LEAST_RATE, SLOWER = 20, 3, 2048        # of the mixers: less by 1 after so many bytes each, down to the least
-FINAL_RATE = 2
-SHARE, MORE_SHARE, GPT_SHARE = 0.12, 0.05, 0.2      # weights to begin with
-KEPT = 0.75                                 # of the weights that were learned from a primer, if the GPT joins in afterwards
-MOST_LINES = 23                             # 2^23 lines of 64 bytes: 512 MiB
-RATE, TIME = 0, 1
-BY_LAST, BY_THREE, BY_GPT = range(3)        # the maps that refine
+BIAS = 256                                  # an input of 1.0
+FIRST_RATE, LAST_RATE, RATE_PERIOD = 20, 3, 2048    # of the mixers: falls by 1 every 2048 bytes
+FINAL_RATE = 2                              # of the final mixer
+FAST_WEIGHT, FIRST_WEIGHT, GPT_WEIGHT = 0.12, 0.05, 0.2     # to begin with; fast mode has fewer inputs
+WEIGHTS_AFTER_PRIMER = 0.75                 # of the weights learned from a primer, where the GPT joins in afterwards
+LARGEST_TABLE = 23                          # 2^23 buckets of 64 bytes: 512 MiB
+APM_1_CONTEXTS = 2 ** 16                    # of the APMs: order 1 and the byte's bits so far
+APM_3_CONTEXTS = 2 ** 13                    # order 3 and those bits, hashed; so few that the curves stay in a cache
 
 NO_FREQUENCIES = np.empty((0, 256), np.uint32)
 
 
 class Memory(NamedTuple):
-    """All that both sides change alike."""
-    text: np.ndarray        # (size,) uint8: every byte where it stands
-    past: np.ndarray        # (FIELDS,) uint64
-    table: np.ndarray       # (lines, SLOTS) uint32
-    maps: np.ndarray        # (N, PAIRS) uint32
-    nodes: np.ndarray       # (N, NODES) uint32, but (0, NODES) in fast mode
-    recent: np.ndarray      # (2, 2^16) uint64: the last 8 bytes that came after a byte, after a pair of bytes
-    seen: np.ndarray        # (MATCHES, 2^18) int32
-    runs: np.ndarray        # (N, 2^16) uint16, but (0, 2^16) in fast mode
-    lengths: np.ndarray     # (G, 2 * LENGTHS) uint32: whether a match or run of this length that expects this bit was right
-    weights: np.ndarray     # (rows, inputs) int32
-    final: np.ndarray       # (256, K) int32
-    refining: np.ndarray    # (2 or 3, 2^16 * POINTS) uint16
-    first_rows: np.ndarray  # (K,) int64: where in weights the rows of each mixer begin
-    control: np.ndarray     # (2,) int64: rate, time
-    squash: np.ndarray
+    """The state of the model, the same in encoder and decoder.  N contexts, G = MATCHES + N expected bytes, K mixers."""
+    text: np.ndarray                # (size,) uint8: every byte at its position
+    past: np.ndarray                # (FIELDS,) uint64
+    followers: np.ndarray           # (2, 2^16) uint64: the last 8 bytes that followed each byte, each pair of bytes
+    selected: np.ndarray            # (N,) int64: the contexts in use, indices in CONTEXTS
+    table: np.ndarray               # (buckets, BUCKET_WORDS) uint32
+    p_statemaps: np.ndarray         # (N, HISTORY_P_STATES) uint32
+    node_statemaps: np.ndarray      # (N, HISTORY_NODE_STATES) uint32; (0, HISTORY_NODE_STATES) in fast mode
+    matches: np.ndarray             # (MATCHES, 2) int64
+    last_seen: np.ndarray           # (MATCHES, 2^MATCH_HASH_BITS) int32
+    runs: np.ndarray                # (N, 2^RUN_HASH_BITS) uint16; (0, 2^RUN_HASH_BITS) in fast mode, where G = MATCHES
+    length_statemaps: np.ndarray    # (G, 2 * LENGTH_STEPS) uint32
+    weights: np.ndarray             # (rows, inputs) int32
+    first_rows: np.ndarray          # (K,) int64: where in weights each mixer's rows begin
+    final_weights: np.ndarray       # (256, K) int32
+    apm_1: np.ndarray               # (APM_1_CONTEXTS * APM_POINTS,) uint16
+    apm_3: np.ndarray               # (APM_3_CONTEXTS * APM_POINTS,) uint16
+    apm_gpt: np.ndarray             # (APM_1_CONTEXTS * APM_POINTS,) uint16; (0,) without a GPT
+    squash: np.ndarray              # the tables of logistic.py; as globals they would be compiled into the code
     stretch: np.ndarray
-    shares: np.ndarray
+    reciprocals: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """What lives for a byte or a bit, and which parts there are; made once for all bytes of a call."""
+    fast: bool
+    gpt: bool                       # the mixers have inputs for a GPT, and a selector
+    has_frequencies: bool           # it predicts these bytes; it does not predict a primer
+    orders: int                     # how many of the selected contexts are orders whose confidence counts
+    values: np.ndarray              # (ALL_CONTEXTS,) uint64: of the contexts; (FAST_CONTEXTS,) in fast mode
+    hashes: np.ndarray              # (N,) uint64: of the selected contexts
+    buckets: np.ndarray             # (N,) uint64: index in table
+    history_states: np.ndarray      # (N,) int64: index in p_statemaps, or -1
+    run_entries: np.ndarray         # (N,) int64: index in runs
+    expected: np.ndarray            # (G,) int64: 256 + byte, or 0
+    lengths: np.ndarray             # (G,) int64: of the matches and runs that expect them
+    length_states: np.ndarray       # (G,) int64: index in length_statemaps, or -1
+    sums: np.ndarray                # (512,) int64: the GPT's frequencies as a binary tree, see `sum_frequencies`
+    inputs: np.ndarray              # (n,) int32: 3 or 4 of each context, G of matches and runs, a bias, GPT_INPUTS of the GPT
+    rows: np.ndarray                # (K,) int64: the rows of weights that are selected
+    outputs: np.ndarray             # (K,) int32: of the mixers
+
+
+class Prediction(NamedTuple):
+    """Of a bit, and what `update` needs to know of it."""
+    p: int                          # that it is 1
+    mixed: int                      # the same, before the APMs
+    apm_1_point: int
+    apm_3_point: int
+    apm_gpt_point: int
 
 
 class Mixing:
-    """The model of a file of `size` bytes, primer included, with or without a GPT."""
+    """The model of a file of `size` bytes, primer included, with or without a GPT.
 
-    def __init__(self, size, gpt=False, fast=False):
-        self.gpt, self.end = gpt, 0
-        N, sets = FAST if fast else ALL, [*SETS, *MORE_SETS * (not fast), *[GPT_SET] * gpt]
-        K, rows = len(sets), np.cumsum([0, *sets])
+    fast: fewer contexts and selectors, no run model.  contexts: which of CONTEXTS, if not those of the mode, to measure their worth.
+    """
+
+    def __init__(self, size: int, gpt: bool = False, fast: bool = False, contexts: Sequence[int] | None = None):
+        self.fast, self.gpt, self.end = fast, gpt, 0
+        in_mode = FAST_CONTEXTS if fast else ALL_CONTEXTS
+        selected = np.arange(in_mode) if contexts is None else np.array(contexts, np.int64)
+        selectors = [*SELECTORS, *MORE_SELECTORS * (not fast), *[GPT_SELECTOR] * gpt]
+        N, K, rows = len(selected), len(selectors), np.cumsum([0, *selectors])
         each = 3 if fast else 4                                         # inputs of a context
-        G = MATCHES + N * (not fast)                                    # guesses of the byte: matches and runs
-        n = each * N + G + 1 + GPT_INPUTS * gpt
-        lines = 1 << min(max((size * N).bit_length() - 1 - fast, 12), MOST_LINES)       # 1/2 to 1 for each byte and context
-        edges = np.clip(np.arange(32) * 128 - 2048 + 64, -LIMIT, LIMIT) + LIMIT
-        surprise = ONE // (2 * np.arange(LENGTHS) + 4)                  # the chance that a match of this length is wrong
+        G = MATCHES + N * (not fast)
+        inputs = each * N + G + 1 + GPT_INPUTS * gpt
+        table_bits = min(max((size * in_mode).bit_length() - 1 - fast, 12), LARGEST_TABLE)  # 1/2 to 1 bucket a byte and context
+        p_states = np.clip(np.arange(32) * 128 - 2048 + 64, -X_LIMIT, X_LIMIT) + X_LIMIT
         self.memory = Memory(
-            text=np.zeros(size, np.uint8), past=np.zeros(FIELDS, np.uint64),
-            table=np.zeros((lines, SLOTS), np.uint32), maps=np.tile(SQUASH[edges].astype(np.uint32) << 16, (N, PAIRS // 32)),
-            nodes=np.tile(after_bits().repeat(NODES // 128), (N * (not fast), 1)),
-            recent=np.zeros((2, 2 ** 16), np.uint64), seen=np.zeros((MATCHES, 2 ** 18), np.int32),
-            runs=np.zeros((G - MATCHES, 2 ** 16), np.uint16),
-            lengths=np.tile(np.stack([surprise, ONE - surprise], 1).astype(np.uint32).reshape(-1) << 16, (G, 1)),
-            weights=np.zeros((rows[-1], n), np.int32), final=np.full((256, K), WEIGHT // K, np.int32),
-            refining=np.tile(straight(2 ** 16), (2 + gpt, 1)), first_rows=rows[:-1].astype(np.int64),
-            control=np.array([FIRST_RATE, 0]), squash=SQUASH, stretch=STRETCH, shares=SHARES)
-        weights, share = self.memory.weights, int(WEIGHT * (SHARE if fast else MORE_SHARE))
-        weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + MATCHES] = share
+            text=np.zeros(size, np.uint8), past=np.zeros(FIELDS, np.uint64), followers=np.zeros((2, 2 ** 16), np.uint64),
+            selected=selected, table=np.zeros((2 ** table_bits, BUCKET_WORDS), np.uint32),
+            p_statemaps=np.tile(SQUASH[p_states].astype(np.uint32) << 16, (N, HISTORY_P_STATES // 32)),
+            node_statemaps=np.tile(new_history_node_statemap(), (N * (not fast), 1)),
+            matches=np.zeros((MATCHES, 2), np.int64), last_seen=np.zeros((MATCHES, 2 ** MATCH_HASH_BITS), np.int32),
+            runs=np.zeros((G - MATCHES, 2 ** RUN_HASH_BITS), np.uint16),
+            length_statemaps=np.tile(new_length_statemap(), (G, 1)),
+            weights=np.zeros((rows[-1], inputs), np.int32), first_rows=rows[:-1].astype(np.int64),
+            final_weights=np.full((256, K), WEIGHT_ONE // K, np.int32),
+            apm_1=new_apm(APM_1_CONTEXTS), apm_3=new_apm(APM_3_CONTEXTS), apm_gpt=new_apm(APM_1_CONTEXTS * gpt),
+            squash=SQUASH, stretch=STRETCH, reciprocals=RECIPROCALS)
+        weights, weight = self.memory.weights, int(WEIGHT_ONE * (FAST_WEIGHT if fast else FIRST_WEIGHT))
+        weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + MATCHES] = weight
         self._trust_gpt()
 
     def _trust_gpt(self):
         if self.gpt:
-            self.memory.weights[:, [-3, -1]] = int(WEIGHT * GPT_SHARE)
+            self.memory.weights[:, [-3, -1]] = int(WEIGHT_ONE * GPT_WEIGHT)
 
-    def prime(self, data):
-        """Learn from data (bytes), before the first block."""
+    def prime(self, data: bytes) -> None:
+        """Learn from data before the first block, as if it was coded."""
         symbols = np.frombuffer(data, np.uint8).astype(np.int64)
-        _code(self.memory, *start_encoding(), symbols, self.begin(len(data)), NO_FREQUENCIES, False, False)
+        MixingEncoder(self, len(data)).encode(symbols, 0)
         if self.gpt:
-            self.memory.weights[...] = self.memory.weights.astype(np.int64) * int(KEPT * 256) >> 8
+            self.memory.weights[...] = self.memory.weights.astype(np.int64) * int(WEIGHTS_AFTER_PRIMER * 256) >> 8
             self._trust_gpt()
 
-    def begin(self, size):
-        """A block of `size` bytes begins: where in the text."""
+    def begin(self, size: int) -> int:
+        """A block of `size` bytes begins: its position in the text.  ValueError if it does not fit in."""
         if self.end + size > len(self.memory.text):
-            raise ValueError("the mixing model was made for less")
+            raise ValueError(f"the mixing model was made for {len(self.memory.text)} bytes, but now there are {self.end + size}")
         self.end += size
         return self.end - size
 
 
+class MixingEncoder:
+    """The code of one block of `size` bytes."""
+
+    def __init__(self, mixing: Mixing, size: int):
+        self._mixing, self._position = mixing, mixing.begin(size)
+        self._state, self._code = start_encoding()
+
+    def encode(self, symbols: np.ndarray, start: int, frequencies: np.ndarray | None = None) -> None:
+        """Append symbols (n,) int64, the bytes from `start` on in the block; all before them must have been encoded.
+
+        frequencies: (n, 256) uint32, what the GPT predicts for each.
+        """
+        self._code = _encode(self._mixing.memory, self._mixing.fast, self._mixing.gpt, self._position + start,
+                             _contiguous(frequencies), self._state, self._code, symbols)
+
+    @property
+    def size(self) -> int:
+        """How many bytes have left so far; `finish` gives at most one more."""
+        return int(self._state[LENGTH])
+
+    def finish(self) -> bytes:
+        """The code of all symbols so far."""
+        return finish_encoding(self._state, self._code).tobytes()
+
+
+class MixingDecoder:
+    """The bytes of one block of `size` bytes, from its code."""
+
+    def __init__(self, mixing: Mixing, size: int, code: bytes):
+        self._mixing, self._position = mixing, mixing.begin(size)
+        self._code = np.frombuffer(bytes(code), np.uint8).copy()        # writable, as the encoder's is: one type to compile for
+        self._state = start_decoding(self._code)
+
+    def decode(self, symbols: np.ndarray, start: int, frequencies: np.ndarray | None = None) -> None:
+        """Write the bytes from `start` on in the block to symbols (n,) int64.  A damaged code gives some other bytes.
+
+        frequencies: as they were encoded with.
+        """
+        _decode(self._mixing.memory, self._mixing.fast, self._mixing.gpt, self._position + start, _contiguous(frequencies),
+                self._state, self._code, symbols)
+
+    @property
+    def overrun(self) -> int:
+        """Bytes that were missing so far; more than 0 proves that the code was cut off or damaged."""
+        return overrun(self._state, self._code)
+
+
+def _contiguous(frequencies):
+    return NO_FREQUENCIES if frequencies is None else np.ascontiguousarray(frequencies)
+
+
+# --- encoder and decoder ----------------------------------------------------------------------------------------------
+
+@njit(cache=True)
+def _encode(memory, fast, gpt, start, frequencies, state, code, symbols):
+    """MixingEncoder.encode, from position `start` on.  Returns the buffer of the code, maybe a larger one."""
+    scratch = begin_bytes(memory, fast, gpt, start, frequencies)
+    code = make_room(state, code, len(symbols))
+    for i in range(len(symbols)):
+        begin_byte(memory, scratch, start + i, frequencies, i)
+        partial = 1                                             # a 1, then the byte's bits so far
+        for bit in range(8):
+            prediction = predict(memory, scratch, start + i, partial, bit)
+            y = symbols[i] >> 7 - bit & 1
+            encode_bit(state, code, prediction.p, y)
+            update(memory, scratch, start + i, partial, bit, prediction, y)
+            partial = partial << 1 | y
+    return code
+
+
+@njit(cache=True)
+def _decode(memory, fast, gpt, start, frequencies, state, code, symbols):
+    """MixingDecoder.decode, from position `start` on."""
+    scratch = begin_bytes(memory, fast, gpt, start, frequencies)
+    for i in range(len(symbols)):
+        begin_byte(memory, scratch, start + i, frequencies, i)
+        partial = 1
+        for bit in range(8):
+            prediction = predict(memory, scratch, start + i, partial, bit)
+            y = decode_bit(state, code, prediction.p)
+            update(memory, scratch, start + i, partial, bit, prediction, y)
+            partial = partial << 1 | y
+        symbols[i] = partial & 255
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+@njit(cache=True)
+def begin_bytes(memory, fast, gpt, start, frequencies):
+    """The Scratch for bytes from position `start` on."""
+    N, G, K, n = len(memory.selected), len(memory.length_statemaps), len(memory.first_rows), memory.weights.shape[1]
+    scratch = Scratch(
+        fast, gpt, len(frequencies) > 0, np.searchsorted(memory.selected, ORDERS),
+        np.empty(FAST_CONTEXTS if fast else ALL_CONTEXTS, np.uint64), np.empty(N, np.uint64), np.empty(N, np.uint64),
+        np.zeros(N, np.int64), np.zeros(N, np.int64), np.zeros(G, np.int64), np.zeros(G, np.int64), np.zeros(G, np.int64),
+        np.zeros(512, np.int64), np.zeros(n, np.int32), np.zeros(K, np.int64), np.zeros(K, np.int32))
+    hash_next(memory, scratch, start)
+    return scratch
+
+
+@njit(cache=True, _nrt=False)
+def hash_next(memory, scratch, position):
+    """Hash the contexts of the byte at `position`, and prefetch the buckets of its first nibble."""
+    hash_contexts(memory.past, memory.text, position, memory.followers, memory.matches, memory.selected, scratch.values,
+                  scratch.hashes)
+    prefetch_buckets(memory.table, scratch.hashes, 0)
+
+
+@njit(cache=True, _nrt=False)
+def begin_byte(memory, scratch, position, frequencies, i):
+    """What is the same for all bits of the byte: which bytes are expected, and what the GPT says."""
+    for k in range(MATCHES):
+        scratch.expected[k], scratch.lengths[k] = find_match(memory.matches, k, memory.text, position, memory.past[HISTORY],
+                                                             memory.last_seen)
+    find_runs(memory.runs, scratch.hashes, scratch.run_entries, scratch.expected, scratch.lengths)
+    if scratch.has_frequencies:
+        sum_frequencies(frequencies, i, scratch.sums)
+
+
+@njit(cache=True)
+def sum_frequencies(frequencies, i, sums):
+    """sums (512,) int64: at 256 + byte its frequency, at each `partial` the sum of the bytes that begin with those bits."""
+    for byte in range(256):
+        sums[256 + byte] = np.int64(frequencies[i, byte])
+    for partial in range(255, 0, -1):
+        sums[partial] = sums[2 * partial] + sums[2 * partial + 1]
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def predict(memory, scratch, position, partial, bit):
+    """The Prediction of the next bit: the `bit`-th, 0 .. 7, of the byte at `position`, after those in `partial`."""
+    inputs, stretch, squash = scratch.inputs, memory.stretch, memory.squash
+    N, G = len(scratch.hashes), len(scratch.expected)
+    last_three = np.int64(memory.past[HISTORY] & np.uint64(0xFFFFFF))
+    order_1 = last_three & 255
+    if bit & 3 == 0:
+        find_buckets(memory.table, scratch.hashes, scratch.buckets)
+    known = predict_histories(memory.table, scratch.buckets, nibble_node(partial, bit), partial, scratch.orders,
+                              memory.p_statemaps, memory.node_statemaps, scratch.history_states, inputs, stretch)
+    first_expected = (3 if scratch.fast else 4) * N
+    predict_expected(scratch.expected, scratch.lengths, partial, bit, memory.length_statemaps, scratch.length_states, inputs,
+                     first_expected, stretch)
+    inputs[first_expected + G] = BIAS
+    gpt_x, apm_gpt_point = 0, 0
+    if scratch.has_frequencies:
+        p = min(max((scratch.sums[2 * partial + 1] << 16) // scratch.sums[partial], 1), P_ONE - 1)
+        gpt_x = np.int64(stretch[p])
+        refined, apm_gpt_point = refine(memory.apm_gpt, partial | order_1 << 8, gpt_x)
+        inputs[-3], inputs[-2], inputs[-1] = gpt_x, (p - P_ONE // 2) >> 4, stretch[refined]
+
+    rows = scratch.rows
+    match_length = min(scratch.lengths[LONG_MATCH], 31) if scratch.length_states[LONG_MATCH] >= 0 else 0
+    rows[0], rows[1], rows[2] = partial, (match_length >> 1) * 8 + known, order_1
+    if not scratch.fast:
+        rows[3] = last_three >> 8 & 255
+        rows[4] = min(np.int64(memory.past[WORD_LENGTH]), 15) * 16 + bit * 2 + (scratch.length_states[SHORT_MATCH] >= 0)
+        rows[5] = min(position - np.int64(memory.past[LINE_START]), 255)
+    if scratch.gpt:
+        rows[-1] = (min(abs(gpt_x), 2047) >> 7) * 8 + known
+    for k in range(len(rows)):
+        rows[k] += memory.first_rows[k]
+        scratch.outputs[k] = dot_product(memory.weights, rows[k], inputs)
+
+    x = dot_product(memory.final_weights, partial, scratch.outputs)
+    mixed = np.int64(squash[x + X_LIMIT])
+    by_order_1, apm_1_point = refine(memory.apm_1, partial | order_1 << 8, x)
+    hashed = (last_three * 0x2F0B4C47 >> 16 ^ partial * 0x9E35) & APM_3_CONTEXTS - 1
+    by_order_3, apm_3_point = refine(memory.apm_3, hashed, x)
+    p = (2 * mixed + by_order_1 + by_order_3 + 2) >> 2
+    return Prediction(p, mixed, apm_1_point, apm_3_point, apm_gpt_point)
+
+
+@njit(cache=True, _nrt=False, forceinline=True)
+def update(memory, scratch, position, partial, bit, prediction, y):
+    """Learn that the bit is y.  The buckets of the next nibble are prefetched before, and arrive meanwhile."""
+    longer = partial << 1 | y
+    if bit == 7:
+        end_byte(memory, scratch, position, longer & 255)
+    elif bit == 3:
+        prefetch_buckets(memory.table, scratch.hashes, longer)
+    update_histories(memory.table, scratch.buckets, nibble_node(partial, bit), partial, memory.p_statemaps,
+                     memory.node_statemaps, scratch.history_states, y, memory.reciprocals)
+    update_expected(memory.length_statemaps, scratch.length_states, y, memory.reciprocals)
+    rate = max(FIRST_RATE - position // RATE_PERIOD, LAST_RATE)
+    for k in range(len(scratch.rows)):
+        error = (y << 16) - np.int64(memory.squash[scratch.outputs[k] + X_LIMIT])
+        train(memory.weights, scratch.rows[k], scratch.inputs, error, rate)
+    train(memory.final_weights, partial, scratch.outputs, (y << 16) - prediction.mixed, FINAL_RATE)
+    update_apm(memory.apm_1, prediction.apm_1_point, y)
+    update_apm(memory.apm_3, prediction.apm_3_point, y)
+    if scratch.has_frequencies:
+        update_apm(memory.apm_gpt, prediction.apm_gpt_point, y)
+
+
+@njit(cache=True, _nrt=False)
+def end_byte(memory, scratch, position, byte):
+    """The byte at `position` is known."""
+    update_runs(memory.runs, scratch.run_entries, byte)
+    update_past(memory.past, memory.text, position, memory.followers, byte)
+    update_matches(memory.matches, memory.text, byte)
+    hash_next(memory, scratch, position + 1)
+
+
+@njit(cache=True)
+def nibble_node(partial, bit):
+    """The nibble's bits so far, behind a leading 1."""
+    depth = bit & 3
+    return 1 << depth | partial & (1 << depth) - 1
+
+
 class Mixer:
-    """The bits of one block, mixed and coded: an encoder, or the decoder of a code (bytes)."""
+    """What codec.py calls so far: a MixingEncoder, or the MixingDecoder of a code (bytes)."""
 
     def __init__(self, mixing, size, code=None):
-        self.mixing, self.decoding, self._place = mixing, code is not None, mixing.begin(size)
-        if self.decoding:
-            self._out = np.frombuffer(bytes(code), np.uint8).copy()
-            self._state = start_decoding(self._out)
-        else:
-            self._state, self._out = start_encoding()
+        self.decoding = code is not None
+        self.coder = MixingDecoder(mixing, size, code) if self.decoding else MixingEncoder(mixing, size)
 
     def code(self, symbols, start, stop, frequencies=None):
-        """Encode symbols[0, start:stop], of (1, length) int64, or decode them into there.
-
-        frequencies: (stop - start, 1, 256) uint32, the GPT's.
-        """
-        mixes = frequencies is not None
-        self._out = _code(self.mixing.memory, self._state, self._out, symbols[0, start:stop], self._place + start,
-                          np.ascontiguousarray(frequencies[:, 0]) if mixes else NO_FREQUENCIES, True, self.decoding)
+        code = self.coder.decode if self.decoding else self.coder.encode
+        code(symbols[0, start:stop], start, None if frequencies is None else frequencies[:, 0])
 
     def __len__(self):
-        return int(self._state[2])
+        return self.coder.size
 
     def finish(self):
-        return finish_encoding(self._state, self._out).tobytes()
+        return self.coder.finish()
 
     @property
     def overrun(self):
-        return overrun(self._state, self._out)
-
-
-@njit(cache=True)
-def _code(memory, state, out, symbols, start, frequencies, coded, decoding):
-    """Mixer.code, of symbols (n,) that stand from `start` on in the text.  Returns the buffer, maybe a larger one."""
-    (text, past, table, maps, nodes, recent, seen, runs, lengths, weights, final, refining, first_rows, control, squash,
-     stretch, shares) = memory
-    N, G, n, K, gpt = len(maps), len(lengths), weights.shape[1], len(first_rows), len(frequencies) > 0
-    hashes, lines, places = np.empty(N, np.uint64), np.empty(N, np.uint64), np.zeros(N, np.int64)
-    inputs, outs, rows = np.zeros(n, np.int32), np.zeros(K, np.int32), np.empty(K, np.int64)
-    expected, length, met_at, run_at = np.zeros((4, G), np.int64)
-    first_guess = (4 if len(nodes) else 3) * N
-    from_gpt = first_guess + G + 1
-    inputs[from_gpt - 1] = 256                                          # 1.0: its weight is a bias
-    low, width, total, ones, heard, refined_gpt = 0, 256, 0, 0, 0, 0
-    if coded and not decoding:
-        out = make_room(state, out, len(symbols))
-    hash_contexts(past, text, start, recent, hashes)
-    send_for_lines(table, hashes, 0)
-    for t in range(len(symbols)):
-        place, symbol, byte = start + t, symbols[t], 1
-        for k in range(MATCHES):
-            expected[k], length[k] = find_match(past, k, text, place, seen)
-        find_runs(runs, hashes, run_at, expected, length)
-        three = np.int64(past[HISTORY] & np.uint64(0xFFFFFF))
-        last, sure = three & 255, min(length[0], 31) >> 1
-        if gpt:
-            low, width, total = 0, 256, _sum(frequencies, t, 0, 256)
-        for bit in range(8):                                        # byte: a 1, then the bits so far
-            if bit & 3 == 0:
-                find_lines(table, hashes, lines)
-                node = 1
-            # predict
-            met = ask_slots(table, lines, node, byte, maps, nodes, places, inputs, stretch)
-            for k in range(G):
-                inputs[first_guess + k], met_at[k] = 0, -1
-                if expected[k] >> 8 - bit == byte:
-                    met_at[k] = 2 * step_of(length[k]) + (expected[k] >> 7 - bit & 1)
-                    inputs[first_guess + k] = stretch[lengths[k, met_at[k]] >> np.uint32(16)]
-                elif k == 0:
-                    sure = 0
-            rows[0], rows[1], rows[2] = byte, sure * 8 + met, last
-            if K > 5:
-                rows[3] = three >> 8 & 255
-                rows[4] = min(np.int64(past[WORD_LENGTH]), 15) * 16 + bit * 2 + (met_at[1] >= 0)
-                rows[5] = min(place - np.int64(past[LINE]), 255)
-            if gpt:
-                width >>= 1
-                ones = _sum(frequencies, t, low + width, low + 2 * width)
-                p = min(max((ones << 16) // total, 1), ONE - 1)
-                heard = np.int64(stretch[p])
-                inputs[from_gpt], inputs[from_gpt + 1] = heard, (p - ONE // 2) >> 4
-                p, refined_gpt = refine(refining, BY_GPT, byte | last << 8, heard)
-                inputs[from_gpt + 2] = stretch[p]
-            if n > from_gpt:
-                rows[K - 1] = (min(abs(heard), 2047) >> 7) * 8 + met
-            for k in range(K):
-                rows[k] += first_rows[k]
-                outs[k] = dot(weights, rows[k], inputs)
-            x = dot(final, byte, outs)
-            mixed = np.int64(squash[x + LIMIT])
-            by_last, last_at = refine(refining, BY_LAST, byte | last << 8, x)
-            hashed = (three * 0x2F0B4C47 >> 16 ^ byte * 0x9E35) & 0x1FFF        # 13 bits: the curves stay in a cache
-            by_three, three_at = refine(refining, BY_THREE, hashed, x)
-            p = (2 * mixed + by_last + by_three + 2) >> 2
-            # code
-            if decoding:
-                y = decode_bit(state, out, p)
-            else:
-                y = symbol >> 7 - bit & 1
-                if coded:
-                    encode_bit(state, out, p, y)
-            # send for what the next bit needs: it comes while this one is learned
-            before, byte = byte, byte << 1 | y
-            if bit == 7:
-                symbols[t] = byte & 255
-                tell_runs(runs, run_at, byte & 255)
-                remember(past, text, place, recent, byte & 255)
-                hash_contexts(past, text, place + 1, recent, hashes)
-                send_for_lines(table, hashes, 0)
-            elif bit == 3:
-                send_for_lines(table, hashes, byte)
-            # learn
-            tell_slots(table, lines, node, before, maps, nodes, places, y, shares)
-            for k in range(G):
-                if met_at[k] >= 0:
-                    adapt(lengths, k, met_at[k], y, shares)
-            for k in range(K):
-                learn(weights, rows[k], inputs, (y << 16) - np.int64(squash[outs[k] + LIMIT]), control[RATE])
-            learn(final, before, outs, (y << 16) - mixed, FINAL_RATE)
-            corrected(refining, BY_LAST, last_at, y)
-            corrected(refining, BY_THREE, three_at, y)
-            if gpt:
-                corrected(refining, BY_GPT, refined_gpt, y)
-                low, total = (low + width, ones) if y else (low, total - ones)
-            node = node << 1 | y
-        control[TIME] += 1
-        if control[TIME] % SLOWER == 0 and control[RATE] > LEAST_RATE:
-            control[RATE] -= 1
-    return out
-
-
-@njit(cache=True)
-def _sum(frequencies, t, start, stop):
-    total = np.int64(0)
-    for i in range(start, stop):
-        total += np.int64(frequencies[t, i])
-    return total
+        return self.coder.overrun
