@@ -17,10 +17,15 @@ SCALE = np.float32(2 ** BITS)
 LOWEST = np.float32(-np.inf)
 
 
-def to_frequencies(logits):
-    """frequencies (N, V) uint32, each from 1 to 2^BITS + 1, of logits (N, V) float32.  A NaN counts as minus infinity."""
+def to_frequencies(logits: np.ndarray) -> np.ndarray:
+    """Frequencies (N, V) uint32, each from 1 to 2^BITS + 1, of logits (N, V) float32.  A NaN counts as minus infinity.
+
+    ValueError for another dtype or number of dimensions.
+    """
+    if logits.ndim != 2 or logits.dtype != np.float32:
+        raise ValueError(f"logits must be (N, V) of float32, not {logits.shape} of {logits.dtype}")
     frequencies = np.empty(logits.shape, np.uint32)
-    _to_frequencies(logits, frequencies)
+    _to_frequencies(np.ascontiguousarray(logits), frequencies)
     return frequencies
 
 
