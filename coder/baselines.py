@@ -13,7 +13,7 @@ model adapts: encoder and decoder both start from nothing, and count each byte o
 import numpy as np
 from numba import njit
 
-from .range_coder import (decode_symbol, decode_target, encode_symbol, finish_encoding, overrun, start_decoding,
+from .range_coder import (decode_symbol, decode_target, encode_symbol, find_symbol, finish_encoding, overrun, start_decoding,
                           start_encoding)
 
 ORDERS = 0, 1, 2
@@ -84,11 +84,7 @@ def _decompress(code, length, counts, order):
     state, data = start_decoding(code), np.empty(length, np.uint8)
     for i in range(length):
         rows = _contexts(history, order)
-        target = np.int64(decode_target(state, _predict(counts, rows, frequencies)))
-        byte, start = 0, 0
-        while start + frequencies[byte] <= target:
-            start += frequencies[byte]
-            byte += 1
+        byte, start = find_symbol(frequencies, decode_target(state, _predict(counts, rows, frequencies)))
         decode_symbol(state, code, start, frequencies[byte])
         _learn(counts, rows, byte)
         history = (history << 8 | byte) & 0xFFFF
@@ -96,12 +92,12 @@ def _decompress(code, length, counts, order):
     return data, state
 
 
-def compress(data, order):
+def compress(data: bytes, order: int) -> bytes:
     """The code (bytes) of data (bytes) under the model of this order, 0, 1 or 2.  The counts of order 2 take 32 MiB."""
     return _compress(np.frombuffer(bytes(data), np.uint8), _no_counts(order), order).tobytes()
 
 
-def decompress(code, length, order):
+def decompress(code: bytes, length: int, order: int) -> bytes:
     """The `length` bytes that were compressed.  ValueError if the code ends too early; other damage goes unnoticed."""
     code = np.frombuffer(bytes(code), np.uint8)
     data, state = _decompress(code, length, _no_counts(order), order)

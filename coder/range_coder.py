@@ -133,6 +133,19 @@ def decode_target(state, total):
 
 
 @njit(cache=True)
+def find_symbol(frequencies, target):
+    """symbol, start: the one with start <= target < start + frequencies[symbol], and the sum of the frequencies before it.
+
+    frequencies (V,): integers, whose sum exceeds target.
+    """
+    symbol, start = 0, np.uint64(0)
+    while start + np.uint64(frequencies[symbol]) <= target:
+        start += np.uint64(frequencies[symbol])
+        symbol += 1
+    return symbol, start
+
+
+@njit(cache=True)
 def decode_symbol(state, code, start, size):
     """Narrow to the symbol in which the last target fell, as the encoder did.  ValueError if size is 0."""
     state[OFFSET] -= state[STEP] * np.uint64(start)
@@ -144,7 +157,7 @@ def decode_symbol(state, code, start, size):
         _read(state, code)
 
 
-def overrun(state, code):
+def overrun(state: np.ndarray, code: np.ndarray) -> int:
     """How many bytes the decoder has missed: read past the end, beyond the WINDOW that any whole code allows.
 
     More than 0 proves that the code was cut off or damaged.  0 proves nothing: for that, keep a checksum.
@@ -155,10 +168,12 @@ def overrun(state, code):
 # --- many symbols, each with frequencies of its own -------------------------------------------------------------------
 
 class Encoder:
+    """Symbols, each with a distribution of its own, to one code."""
+
     def __init__(self):
         self._state, self._out = start_encoding()
 
-    def encode(self, frequencies, symbols):
+    def encode(self, frequencies: np.ndarray, symbols: np.ndarray):
         """Append symbols (N,), any integers, of which the i-th has the frequencies frequencies[i]: (N, V) uint32.
 
         ValueError, with nothing appended, unless 0 <= symbol < V, each frequency >= 1, each row's sum <= LARGEST_TOTAL.
@@ -173,21 +188,27 @@ class Encoder:
             raise ValueError(f"symbols must lie in 0..{V - 1}, but go from {symbols.min()} to {symbols.max()}")
         self._out = _encode(self._state, self._out, frequencies, totals, symbols.astype(np.int64))
 
-    def __len__(self):
+    def __len__(self) -> int:
         """How many bytes have left so far; `finish` gives at most one more."""
         return int(self._state[LENGTH])
 
-    def finish(self):
+    def __bool__(self) -> bool:
+        """True, even where no byte has left yet."""
+        return True
+
+    def finish(self) -> bytes:
         """The code (bytes) of all symbols so far.  Changes nothing: more symbols may follow."""
         return finish_encoding(self._state, self._out).tobytes()
 
 
 class Decoder:
-    def __init__(self, data):
-        self._code = np.frombuffer(bytes(data), np.uint8)
+    """The symbols of a code, from the frequencies that they were encoded with."""
+
+    def __init__(self, code: bytes):
+        self._code = np.frombuffer(bytes(code), np.uint8)
         self._state = start_decoding(self._code)
 
-    def decode(self, frequencies):
+    def decode(self, frequencies: np.ndarray) -> np.ndarray:
         """The next N symbols (int64), from the frequencies (N, V) uint32 that they were encoded with.
 
         Never fails on a damaged code: it gives some symbols.  Afterwards see `overrun`, and check a checksum.
@@ -195,7 +216,7 @@ class Decoder:
         return _decode(self._state, self._code, *_checked(frequencies))
 
     @property
-    def overrun(self):
+    def overrun(self) -> int:
         """Bytes that were missing so far; more than 0 proves that the code was cut off or damaged."""
         return overrun(self._state, self._code)
 
@@ -241,11 +262,7 @@ def _encode(state, out, frequencies, totals, symbols):
 def _decode(state, code, frequencies, totals):
     symbols = np.empty(len(totals), np.int64)
     for i in range(len(symbols)):
-        target = decode_target(state, totals[i])
-        symbol, start = 0, np.uint64(0)
-        while start + np.uint64(frequencies[i, symbol]) <= target:      # ends, since target < the sum of all
-            start += np.uint64(frequencies[i, symbol])
-            symbol += 1
+        symbol, start = find_symbol(frequencies[i], decode_target(state, totals[i]))
         decode_symbol(state, code, start, frequencies[i, symbol])
         symbols[i] = symbol
     return symbols
