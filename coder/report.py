@@ -1,19 +1,25 @@
 """What each character of a text costs in bits, shown in colours: in the terminal, and as a page for the browser."""
 
-import os
+import tempfile
 from bisect import bisect_right
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .codec import TOGETHER, lay_out, static
+from minigpt.ensemble import Ensemble
+from minigpt.files import write_atomically
+from minigpt.model import GPT
+
+from .codec import lay_out
 from .compressor import BLOCK_BITS
 from .container import CoderError
 from .frequencies import to_frequencies
+from .predictor import TOKENS_PER_PASS, static
 
-PLACES, APART, AROUND = 20, 12, (28, 12)    # surprises: how many, at least so far apart, with so much text on either side
+PLACES, APART, AROUND = 20, 12, (28, 12)    # surprises: how many at most, characters between two, characters before and after
 WIDTH = 96                                  # of a line in the terminal
 VISIBLE = {"\n": "↵", "\t": "→"}
 
@@ -27,35 +33,35 @@ class Costs(NamedTuple):
     fresh: np.ndarray       # (N,) bool: the first byte of a stream, of which nothing was known
 
 
-def costs(model, data, progress=lambda count: None):
-    """The Costs of data (bytes, at least one) as static codes it: the same blocks, streams and windows."""
+def costs(model: GPT | Ensemble, data: bytes, progress: Callable = lambda count: None) -> Costs:
+    """The Costs of data (at least one byte) as static codes it: the same blocks, streams and windows."""
     size = 1 << BLOCK_BITS
     parts = [_block_costs(static(model), data[start:start + size], progress) for start in range(0, len(data), size)]
     return Costs(*map(np.concatenate, zip(*parts)))
 
 
 def _block_costs(predictor, data, progress):
-    layout, inputs, symbols = lay_out(predictor, data)
+    block = lay_out(predictor, data)
+    inputs, symbols = block.grid[:-1], block.grid[1:]                           # (length, S)
     ideal, integer = np.empty(symbols.shape), np.empty(symbols.shape)
     guesses, fresh = np.empty(symbols.shape, np.uint8), np.zeros(symbols.shape, bool)
-    fresh[:, 0] = True
-    for start, first, stop in predictor.windows(layout.length):
-        together = max(1, TOGETHER // (stop - start))
-        for s in range(0, layout.S, together):
-            new = slice(s, s + together), slice(start + first, stop)
-            logits = predictor.model.forward(inputs[s:s + together, start:stop])[:, first:]             # (S, new, 256)
+    fresh[0] = True
+    for start, first, stop in predictor.windows(block.length):
+        streams = max(1, TOKENS_PER_PASS // (stop - start))
+        for s in range(0, block.S, streams):
+            new = slice(start + first, stop), slice(s, s + streams)
+            logits = predictor.model.forward(inputs[start:stop, s:s + streams].T)[:, first:].swapaxes(0, 1)    # (new, S, 256)
             integer[new] = _bits(to_frequencies(logits.reshape(-1, 256)).reshape(logits.shape).astype(np.float64), symbols[new])
             guesses[new] = logits.argmax(-1)
             logits = logits.astype(np.float64)
             ideal[new] = _bits(np.exp(logits - logits.max(-1, keepdims=True)), symbols[new])
-        progress(layout.S * (stop - start - first))
-    there = np.ones(symbols.shape, bool)
-    there[layout.longer:, -1] = False
-    return tuple(rows[there] for rows in (ideal, integer, guesses, fresh))
+        progress(block.S * (stop - start - first))
+    order = np.argsort(block.places())                                          # of the block, among those coded
+    return tuple(array.reshape(-1)[:len(data)][order] for array in (ideal, integer, guesses, fresh))
 
 
 def _bits(weights, symbols):
-    """-log2 of each symbol's share of its row of weights (S, T, 256)."""
+    """-log2 of each symbol's share of its row of weights (T, S, 256)."""
     return np.log2(weights.sum(-1)) - np.log2(np.take_along_axis(weights, symbols[..., None], -1)[..., 0])
 
 
@@ -275,27 +281,18 @@ def _escaped(text):
     return escape("".join(map(shown, text)))
 
 
-def claim(path):
-    """CoderError unless a page can be written to path: better now than in a minute.  Only a page gives way to a page."""
+def claim(path: str | Path):
+    """CoderError unless a page can be written to path: better now than in a minute.  Only a page of ours is overwritten."""
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
-            raise CoderError(f"{path} exists and is no page of this script: name another with --html")
-        _part(path).touch()
-        _part(path).unlink()
+            raise CoderError(f"{path} exists and is not a page of this script: name another with --html")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise CoderError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def save(path, page):
-    """Write the page (str) beside path, and move it into place when it is whole.  OSError where that fails."""
-    part = _part(Path(path))
-    try:
-        part.write_text(page, "utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _part(path):
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+def save(path: str | Path, page: str):
+    """Write the page whole or not at all.  OSError where that fails."""
+    write_atomically(path, page.encode("utf-8"))
