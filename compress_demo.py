@@ -5,6 +5,11 @@
     python compress_demo.py --html page.html    and a page that shows what each character costs
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # until `main`: Ctrl-C during these imports ends without a traceback
+
 import argparse
 import hashlib
 import importlib
@@ -48,6 +53,8 @@ GENERAL = (                 # name, module, options; the second zstd is for Pyth
 
 def main(arguments=None):
     options = parse(arguments)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
     try:
         run(options)

@@ -1,8 +1,12 @@
 """python -m coder: compress and decompress files, in the manner of gzip."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # until `main`: Ctrl-C during these imports ends without a traceback
+
 import argparse
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +28,8 @@ def main(arguments: list[str] | None = None):
     """Run a command line (default: that of the process).  SystemExit with one sentence where something is wrong."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options.run(options)
         if sys.stdout:

@@ -614,6 +614,21 @@ def test_a_stop_in_a_process_is_one_line_and_leaves_nothing(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", [["-m", "coder", "info", "text"], ["-m", "compress_demo", "text"]])
+def test_ctrl_c_while_python_imports_is_no_traceback(script):
+    """Wherever it comes: numba stands for whatever takes long to import."""
+    Path("numba.py").write_text("print(flush=True)\nimport time\ntime.sleep(60)")
+    root = str(Path(command_line.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path().absolute()), root])}
+    process = subprocess.Popen([sys.executable, *script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    with process.stdout as stream:
+        stream.readline()                                   # now it imports numba
+        process.send_signal(signal.SIGINT)
+        assert end(process) == (-signal.SIGINT, "")         # which a shell reports as 130
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [
     ["compress", "text", "-o", "-"],
     pytest.param(["info", "text.mgz"]),
