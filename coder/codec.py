@@ -1,9 +1,14 @@
 """A block of bytes through a predictor and the range coder, and back.
 
-In the mode static a block is cut into S streams that advance in lockstep, so that one pass of the model serves S symbols.  The
-symbols at time 0 are coded first, stream by stream, then those at time 1, and so on; the GPT's frequencies go to the range coder
-as they are.  In the other modes there is one stream: the predictor's mixing model takes the GPT's frequencies, if there is a GPT,
-together with what contexts and matches predict, and codes bit by bit.
+In the mode static a block of n bytes is cut into S = max(1, min(floor(n / 1024), 64)) contiguous streams, of which the first
+n mod S are one byte longer.  They advance in lockstep, so that one pass of the model serves S symbols:
+
+    stream 0    a0 a1 a2 a3         coding order:  a0 b0 c0  a1 b1 c1  a2 b2 c2  a3
+    stream 1    b0 b1 b2            into one code, with the GPT's frequencies as they are
+    stream 2    c0 c1 c2
+
+A stream is predicted from a start symbol, which is not coded, and its own past alone.  In the other modes there is one stream:
+the mixing model combines the GPT's frequencies, if there is a GPT, with what contexts and matches predict, and codes bit by bit.
 """
 
 from collections.abc import Callable
@@ -14,7 +19,7 @@ from .mixing.mixer import Mixer, Mixing
 from .predictor import Predictor
 from .range_coder import Decoder, Encoder
 
-START_SYMBOL = 10           # what a stream is said to follow: a line break
+START_SYMBOL = 10           # a line feed: the input at time 0, before the first symbol of a stream
 
 
 class Streams:

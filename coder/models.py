@@ -1,4 +1,12 @@
-"""The models to compress with: the bundled one, or one from a file; and the fingerprint by which a compressed file names it."""
+"""The models to compress with: the bundled one, or one from a file; and the fingerprint by which a compressed file names it.
+
+The fingerprint in a compressed file is the first half of the SHA-256 of an ASCII text, `weights configs`:
+    weights     the SHA-256, in lower-case hexadecimal, over all arrays in the order of their names (ensembles: 0., 1., ... before
+                the names of the members' arrays); of each array a line "name dtype shape" that ends in a line feed, as in
+                "head.weight float32 (128, 256)", then its bytes, row by row and little-endian (minigpt/checkpoint.py)
+    configs     of each member, in their order, with a space between them: the fields FINGERPRINTED of its config, in this order,
+                as Python's json.dumps writes an object: {"activation": "relu2", "bias": false, ...}
+"""
 
 import hashlib
 import json
@@ -36,7 +44,7 @@ def load(path: Path | str | None = None) -> tuple[GPT | Ensemble, str | None]:
 
 
 def short_fingerprint(model: GPT | Ensemble) -> bytes:
-    """16 bytes that depend on every weight of the model and on how it uses them; container.py says how."""
+    """16 bytes that depend on every weight of the model and on how it uses them, as described above."""
     config = " ".join(json.dumps({name: getattr(member.config, name) for name in FINGERPRINTED}) for member in model.members)
     return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
 

@@ -5,16 +5,17 @@
     4       32      SHA-256 of everything that follows
     36      4       n: bytes of the description, unsigned, little-endian
     40      n       description, a JSON object:
-                        configs       the config of the model, or one for each member of an ensemble
+                        configs       a list: the fields of the config of each member, one member unless it is an ensemble
                         text_sha256   of the text that it was trained on, in hexadecimal, or null
-                        arrays        [name, step, largest] of each array, in the order of model.parameters()
-    40+n            the arrays with step 0, as they are: float32, little-endian
+                        arrays        [name, step, largest] of each array, in the order of model.parameters(); the
+                                      configs give their shapes
+    40+n            the arrays with step 0, as they are: row by row, float32, little-endian
                     one code of the range coder (range_coder.py) for all others, one array after the other
 
-An array with a step holds integers q times that step: one multiplication of binary32 each, so the weights are the same
-everywhere.  They are coded row by row with adaptive frequencies: symbol q + largest, 0 .. 2 * largest, has the frequency 1 at
-first, and INCREMENT more after each occurrence in the array.  The file's size is what knowing the model costs: the first part of
-a two-part code.
+An array with a step holds integers q, -largest <= q <= largest, times that step, rounded to binary32: one multiplication each, so
+the weights are the same everywhere.  The integers are coded row by row with adaptive frequencies: at the start of an array each
+of the symbols q + largest, 0 .. 2 * largest, has the frequency 1, and INCREMENT more after each of its occurrences.  The file's
+size is what knowing the model costs: the first part of a two-part code.
 """
 
 import hashlib

@@ -1,9 +1,10 @@
 """Who predicts the next byte: a GPT as it is, a GPT that goes on learning from what has been coded, or no GPT at all.
 
-A stream of bytes moves through windows of T = block_size tokens.  The second half of a window is the first half, the context,
-of the next:
+A stream's inputs, the start symbol and then all of its bytes but the last, move through windows of T = block_size tokens.  A
+window is as long as the rest of the inputs allows; of the next, the first floor(T / 2) tokens are the last of this one, its
+context.  Token 0 of a window is at position 0 of the model.
 
-    stream    ─────────────────────────────────────────▶
+    inputs    ─────────────────────────────────────────▶
     window 1  [ new    new  ]
     window 2         [ known  new ]
     window 3                [ known  new ]
@@ -86,8 +87,8 @@ class Learner:
 class Predictor:
     """Predicts the symbols of one block after the other.
 
-    model: its frequencies; None where the mixing model predicts alone.  streams: S, into which a long block is cut, at most.
-    mixing: combines the frequencies with those of contexts, for one stream.  learner: trains the model, for one stream.
+    model: gives the frequencies; None where the mixing model predicts alone.  most_streams: S of a long block.  mixing: combines
+    the frequencies with the predictions of contexts; learner: trains the model; both only with one stream.
     ValueError where the model's tokens are not bytes.
     """
 
@@ -106,7 +107,7 @@ class Predictor:
         return windows(length, self.model.config.block_size if self.model else WITHOUT_GPT)
 
     def windows_at_once(self, S: int) -> int:
-        """How many windows of S streams the encoder may predict at once: no more than until the next training step."""
+        """How many windows of S streams the encoder may predict at once: not beyond the next training step."""
         if not self.model:
             return 1
         most = max(1, TOKENS_PER_PASS // (S * self.model.config.block_size))
@@ -121,12 +122,12 @@ class Predictor:
             return [None] * len(spans)
         S = inputs.shape[1]
         frequencies = [np.empty((stop - start - first, S, 256), np.uint32) for start, first, stop in spans]
-        rows = [(inputs[start:stop, s], first, frequencies[w][:, s])
-                for w, (start, first, stop) in enumerate(spans) for s in range(S)]
-        for length, alike in groupby(rows, lambda row: len(row[0])):
-            alike, most = list(alike), max(1, TOKENS_PER_PASS // length)
-            for i in range(0, len(alike), most):
-                ids, firsts, outs = zip(*alike[i:i + most])
+        sequences = [(inputs[start:stop, s], first, frequencies[w][:, s])
+                     for w, (start, first, stop) in enumerate(spans) for s in range(S)]
+        for length, group in groupby(sequences, lambda sequence: len(sequence[0])):         # the last window may be shorter
+            group, batch = list(group), max(1, TOKENS_PER_PASS // length)
+            for i in range(0, len(group), batch):
+                ids, firsts, outs = zip(*group[i:i + batch])
                 for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
                     out[...] = to_frequencies(logits[first:])
         return [array.reshape(-1, 256) for array in frequencies]

@@ -1,4 +1,4 @@
-"""What each character of a text costs in bits, shown in colours: in the terminal, and as a page for the browser."""
+"""The cost of each character of a text in bits, shown in colours: in the terminal, and as a page for the browser."""
 
 import tempfile
 from bisect import bisect_right
@@ -28,9 +28,9 @@ VISIBLE = {"\n": "↵", "\t": "→"}
 
 class Costs(NamedTuple):
     ideal: np.ndarray       # (N,) bits of each byte: -log2 of the GPT's own probability, softmax and all in float64
-    integer: np.ndarray     # (N,) bits, by the integers that the range coder is given
-    guesses: np.ndarray     # (N,) uint8: the byte that the GPT held likeliest
-    fresh: np.ndarray       # (N,) bool: the first byte of a stream, of which nothing was known
+    integer: np.ndarray     # (N,) bits of each byte, by the integer frequencies that the range coder gets
+    guesses: np.ndarray     # (N,) uint8: the byte to which the GPT gave the highest probability
+    fresh: np.ndarray       # (N,) bool: the first byte of a stream, predicted without context
 
 
 def costs(model: GPT | Ensemble, data: bytes, progress: Callable = lambda count: None) -> Costs:
@@ -66,14 +66,14 @@ def _bits(weights, symbols):
 
 
 class Character(NamedTuple):
-    text: str               # the character; a byte that is no UTF-8 is a lone surrogate, as Python has it
-    bits: float             # what all its bytes cost together
-    expected: str           # what the model held likeliest
+    text: str               # the character; a byte that is not UTF-8 is a lone surrogate (errors="surrogateescape")
+    bits: float             # the cost of all its bytes
+    expected: str           # the likeliest by the model
     fresh: bool             # the first of a stream
 
 
-def characters(data, costs, bits):
-    """The Characters that data (bytes) spells as UTF-8, in order; those of a byte that spells none are that byte.
+def characters(data: bytes, costs: Costs, bits: np.ndarray) -> list[Character]:
+    """The Characters of data as UTF-8, in order; a byte that is not part of any is a Character of its own.
 
     bits: (N,), costs.ideal or costs.integer.
     """
@@ -85,8 +85,8 @@ def characters(data, costs, bits):
     return result
 
 
-def shown(text):
-    """A character as it can be printed anywhere: itself if it has a shape, else an escape."""
+def shown(text: str) -> str:
+    """A character as it can be printed anywhere: itself if it is printable, else an escape."""
     if text.isprintable() or text in "\n\t":
         return text
     code = ord(text)
@@ -98,10 +98,10 @@ def shown(text):
 # --- the colours ------------------------------------------------------------------------------------------------------
 
 class Level(NamedTuple):
-    least: float            # bits
-    light: tuple            # paper and ink, for a light page
-    dark: tuple             # the same for a dark one
-    terminal: tuple         # and in the 256 colours of terminals
+    threshold: float        # bits from which on a character is of this level
+    light: tuple            # background and text colour, on a light page
+    dark: tuple             # on a dark page
+    terminal: tuple         # in the 256 colours of terminals
 
 
 LEVELS = (
@@ -114,21 +114,21 @@ LEVELS = (
     Level(8, ("#cc3340", "#ffffff"), ("#fb9f45", "#14110b"), (160, 231)),
     Level(12, ("#7a1046", "#ffffff"), ("#ffe29a", "#14110b"), (89, 231)),
 )
-LEAST = [level.least for level in LEVELS]
+THRESHOLDS = [level.threshold for level in LEVELS]
 
 
-def level_of(bits):
-    return bisect_right(LEAST, bits) - 1
+def level_of(bits: float) -> int:
+    return bisect_right(THRESHOLDS, bits) - 1
 
 
-def labels():
-    """For each level its bits, as text."""
-    numbers = [f"{least:g}" for least in LEAST]
+def labels() -> list[str]:
+    """The range of bits of each level, as text."""
+    numbers = [f"{bits:g}" for bits in THRESHOLDS]
     return [f"{low} – {high}" for low, high in zip(numbers, numbers[1:])] + [f"{numbers[-1]} and more"]
 
 
-def excerpt(chars, colour):
-    """The characters as lines for a terminal (str).  Without colour, each line has its costs below it: a digit a character."""
+def excerpt(chars: list[Character], colour: bool) -> str:
+    """The characters as lines for a terminal.  Without colour, below each line its costs: one digit a character."""
     lines = [[]]
     for char in chars:
         cell = VISIBLE.get(char.text) or shown(char.text)
@@ -193,10 +193,10 @@ li small { color: var(--faint) }
 """
 
 
-def page(name, chars, summary):
-    """The page (str): the Characters of the text of this name in their colours, a legend, the most surprising places.
+def page(name: str, chars: list[Character], summary: str) -> str:
+    """The HTML page: the text called name in its colours, a legend, and the most surprising places.
 
-    summary: a sentence about text, model and code.  All of it is escaped here.
+    summary: a sentence about text, model and code.  Everything is escaped here.
     """
     places = surprises(chars)
     style = STYLE
@@ -218,7 +218,7 @@ def page(name, chars, summary):
 <section>
 <h2>Bits</h2>
 {_legend(chars)}
-<p>n bits: the model gave it a chance of 1 in 2<sup>n</sup>. A byte as it is takes 8. Point at a character to see its own.</p>
+<p>n bits: the model gave it a chance of 1 in 2<sup>n</sup>. An uncompressed byte takes 8. Point at a character to see its cost.</p>
 </section>
 <section>
 <h2>The most surprising places</h2>
@@ -231,8 +231,8 @@ def page(name, chars, summary):
 """
 
 
-def surprises(chars):
-    """Where the costliest characters stand, the costliest first, and of neighbours only that one."""
+def surprises(chars: list[Character]) -> list[int]:
+    """The indices of the costliest characters, the costliest first; of neighbours only the costliest."""
     chosen = []
     for i in sorted(range(len(chars)), key=lambda i: -chars[i].bits):
         if all(abs(i - other) >= APART for other in chosen):
@@ -270,7 +270,7 @@ def _surprise(chars, i):
 
 def _said(char):
     guess = "as expected" if char.expected == char.text else f"expected {_named(char.expected)}"
-    return f"{char.bits:.2f} bits, {guess}" + ", at the start of a stream, where nothing is known yet" * char.fresh
+    return f"{char.bits:.2f} bits, {guess}" + ", at the start of a stream, without any context" * char.fresh
 
 
 def _named(text):
