@@ -113,8 +113,8 @@ def load(path):
     path = path or models.BUNDLED
     weights = sum(parameter.data.size for parameter in model.parameters().values())
     if model.config.vocab_size != 256:
-        raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: pass another with "
-                         "--model, or train one with train_shakespeare.py --tokenizer bytes")
+        raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: pass another "
+                         "with --model, or train one with train_shakespeare.py --tokenizer bytes")
     sizes = " and ".join(f"{member.config.n_layer} layers of width {member.config.n_embd}" for member in model.members)
     print(f"model: {path}, {sizes}, windows of {model.config.block_size}: {weights:,} weights")
     return model, min(os.path.getsize(path), 4 * weights), trained_on       # a checkpoint holds more than weights
@@ -194,7 +194,7 @@ def narrowing(model):
     """Encode a sentence in exact fractions, and show where each symbol's share of the interval lies."""
     predict = gpt(model)
     heading(f"How the interval narrows: {SENTENCE.decode()!r}, predicted by the GPT")
-    print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR_WIDTH}}  interval, its settled digits before the [")
+    print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR_WIDTH}}  interval, after its settled digits")
     total, before = 0.0, WHOLE
     for symbol, probability, now in steps(SENTENCE, predict):
         total += bits(probability)
@@ -279,8 +279,8 @@ def sizes(results):
         shared = next(iter(row.values())).method.shared
         print(f"{name:12}{shared:>15}" +
               "".join(f"{len(r.file):10,}{8 * len(r.file) / r.size:10.3f}{r.seconds:8.2f}" for r in row.values()))
-    print(f"\nAll {len(results) * len(names)} decompress to the original (SHA-256). In the shuffled text only the frequency of each"
-          "\nletter can be predicted: order 0 is the best possible. Noise cannot be predicted, and is stored as it is."
+    print(f"\nAll {len(results) * len(names)} decompress to the original (SHA-256). In the shuffled text only the frequency of"
+          "\neach letter can be predicted: order 0 is the best possible. Noise cannot be predicted, and is stored as it is."
           "\nThe modes online and scratch mix the GPT's predictions with those of many contexts, static does not;"
           "\nfast mixes contexts alone.")
 

@@ -128,7 +128,7 @@ def run_decompress(options):
     report(options, len(data), len(file), start)
     if missing:
         ranges = ", ".join(f"{first:,} to {stop - 1:,}" for first, stop in missing)
-        raise CoderError(f"{len(data):,} of {header.length:,} bytes were intact and have been written; missing are bytes {ranges}")
+        raise CoderError(f"{len(data):,} of {header.length:,} bytes were intact and are written; missing: bytes {ranges}")
 
 
 def run_info(options):

@@ -8,7 +8,7 @@ n mod S are one byte longer.  They advance in lockstep, so that one pass of the 
     stream 2    c0 c1 c2
 
 A stream is predicted from a start symbol, which is not coded, and its own past alone.  In the other modes there is one stream:
-the mixing model combines the GPT's frequencies, if there is a GPT, with what contexts and matches predict, and codes bit by bit.
+the mixing model combines the GPT's frequencies, if any, with the predictions of contexts and matches, and codes bit by bit.
 """
 
 from collections.abc import Callable
@@ -79,6 +79,7 @@ class MixingEncoder(_MixerShim):
     def __init__(self, mixing: Mixing, size: int):
         super().__init__(mixing, size)
     encode = _MixerShim._code
+    size = property(Mixer.__len__)
 
 
 class MixingDecoder(_MixerShim):
@@ -101,7 +102,7 @@ def encode_block(predictor: Predictor, data: bytes, progress: Callable = lambda 
             encoder.encode(block.symbols[new], new.start, frequencies)
             if stop < block.length:
                 predictor.update(block.grid[start:stop + 1])
-            progress(new.stop - new.start, len(encoder))
+            progress(new.stop - new.start, encoder.size)
     return encoder.finish()
 
 

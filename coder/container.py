@@ -99,10 +99,10 @@ def read(file: bytes, strict: bool = True) -> tuple[Header, list[Block]]:
     if not file.startswith(MAGIC):
         raise CoderError("this is not a compressed file of this program" if file else "the file is empty")
     if len(file) > 4 and file[4] > VERSION:
-        raise CoderError(f"the file has format version {file[4]}, but this program reads only version {VERSION}: "
+        raise CoderError(f"the file has format version {file[4]}, but this program reads only {VERSION}: "
                          "it needs a newer program")
     if len(file) > 4 and file[4] < VERSION:
-        raise CoderError(f"the file has format version {file[4]}, of an older program, but this one reads only version {VERSION}")
+        raise CoderError(f"the file has format version {file[4]}, of an older program; this one reads only {VERSION}")
     if len(file) < FIXED.size:
         raise CoderError(f"the file is cut off after {len(file)} bytes, in its header")
     _, version, mode, flags, block_bits, length, fingerprint, sha256 = FIXED.unpack_from(file)

@@ -2,11 +2,11 @@
 
     f_i = floor(e^(logit_i - largest logit) * 2^BITS) + 1
 
-logit_i - largest logit is a binary32 subtraction, e^x the exp of minigpt/kernels/lanes.py, and the product with 2^BITS exact;
-the floor is the one conversion to an integer.  Floats are never summed, so there is no order to agree on.  The division by the
-sum, which turns frequencies into probabilities (the softmax), is done by the range coder, in integers.  The + 1 lets every symbol
-be coded, however unlikely the model finds it; it takes from the others at most V / 2^BITS of their share, for V = 256 less than
-0.0001 bits a symbol.
+logit_i - largest logit is a binary32 subtraction, e^x the exp of minigpt/kernels/lanes.py, and the product with 2^BITS
+exact; the floor is the one conversion to an integer.  Floats are never summed, so there is no order to agree on.  The
+division by the sum, which turns frequencies into probabilities (the softmax), is the range coder's, in integers.  The + 1
+lets every symbol be coded, however unlikely the model finds it; it takes from the others at most V / 2^BITS of their
+share, for V = 256 less than 0.0001 bits a symbol.
 """
 
 import numpy as np

@@ -1,11 +1,11 @@
 """The models to compress with: the bundled one, or one from a file; and the fingerprint by which a compressed file names it.
 
 The fingerprint in a compressed file is the first half of the SHA-256 of an ASCII text, `weights configs`:
-    weights     the SHA-256, in lower-case hexadecimal, over all arrays in the order of their names (ensembles: 0., 1., ... before
-                the names of the members' arrays); of each array a line "name dtype shape" that ends in a line feed, as in
-                "head.weight float32 (128, 256)", then its bytes, row by row and little-endian (minigpt/checkpoint.py)
-    configs     of each member, in their order, with a space between them: the fields FINGERPRINTED of its config, in this order,
-                as Python's json.dumps writes an object: {"activation": "relu2", "bias": false, ...}
+    weights     the SHA-256, in lower-case hexadecimal, over all arrays, sorted by name (an ensemble's begin with 0., 1., ...):
+                of each a line "name dtype shape" that ends in a line feed, as in "head.weight float32 (128, 256)", then
+                its bytes, row by row and little-endian (minigpt/checkpoint.py)
+    configs     of each member, separated by spaces: the fields FINGERPRINTED of its config, in this order, as Python's
+                json.dumps writes an object: {"activation": "relu2", "bias": false, ...}
 """
 
 import hashlib
@@ -25,8 +25,8 @@ FINGERPRINTED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_laye
 
 
 def load(path: Path | str | None = None) -> tuple[GPT | Ensemble, str | None]:
-    """The model in `path`, a packed model or a checkpoint, by default the bundled one; and the SHA-256 (hexadecimal) of the text
-    that it was trained on, if that is known.
+    """The model in `path`, a packed model or a checkpoint, by default the bundled one; and the SHA-256 (hexadecimal) of the
+    text that it was trained on, if that is known.
 
     CheckpointError where the file is missing, foreign, damaged, or of another version.
     """

@@ -12,10 +12,10 @@
     40+n            the arrays with step 0, as they are: row by row, float32, little-endian
                     one code of the range coder (range_coder.py) for all others, one array after the other
 
-An array with a step holds integers q, -largest <= q <= largest, times that step, rounded to binary32: one multiplication each, so
-the weights are the same everywhere.  The integers are coded row by row with adaptive frequencies: at the start of an array each
-of the symbols q + largest, 0 .. 2 * largest, has the frequency 1, and INCREMENT more after each of its occurrences.  The file's
-size is what knowing the model costs: the first part of a two-part code.
+An array with a step holds integers q, -largest <= q <= largest, times that step, which is first rounded to binary32: one
+multiplication of binary32 each, so the weights are the same everywhere.  The integers are coded row by row with adaptive
+frequencies: at the start of an array each of the symbols q + largest, 0 .. 2 * largest, has the frequency 1, and INCREMENT more
+after each of its occurrences.  The file's size is what knowing the model costs: the first part of a two-part code.
 """
 
 import hashlib

@@ -37,11 +37,12 @@ UNLIMITED = 2 ** 62         # windows to learn from, at rates that never fall
 # Part of the format: both sides must cut and learn alike.
 STREAMS = 64                # of static, at most
 BATCH = 16                  # windows in a training step, at most
-ONLINE_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0, cooldown=0.0)
+ONLINE_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-4, muon_rate=2e-3, weight_decay=0.0, warmup=0,
+                                  cooldown=0.0)
 SCRATCH = GPTConfig(vocab_size=256, block_size=64, n_layer=3, n_head=4, n_embd=128)
 SCRATCH_SEED = 1            # of its weights, and of the choice of windows to replay
 SCRATCH_LEARNING = OptimizerConfig(optimizer="muon", learning_rate=3e-3, warmup=20, cooldown=1.0)
-SCRATCH_REPLAYS = 3         # a file is a short text for a model that begins with nothing: it learns from each window again, later
+SCRATCH_REPLAYS = 3         # training steps on earlier windows after each on new ones: a file is a short text to start from
 SPARE_STEPS = 64            # with them the learning rates do not fall to 0, not even at the end of a short file
 
 
@@ -87,8 +88,8 @@ class Learner:
 class Predictor:
     """Predicts the symbols of one block after the other.
 
-    model: gives the frequencies; None where the mixing model predicts alone.  most_streams: S of a long block.  mixing: combines
-    the frequencies with the predictions of contexts; learner: trains the model; both only with one stream.
+    model: gives the frequencies; None where the mixing model predicts alone.  most_streams: S of a long block.
+    mixing: combines the frequencies with the predictions of contexts.  learner: trains the model.  Both only with one stream.
     ValueError where the model's tokens are not bytes.
     """
 
@@ -165,7 +166,8 @@ def windows(length: int, T: int) -> Iterator[tuple[int, int, int]]:
 def make_predictor(mode: str, size: int, model: GPT | Ensemble | None = None, primer: bytes = b"") -> Predictor:
     """The predictor of a file of `size` bytes, the same on both sides.  mode: of container.MODES, but stored.
 
-    primer: bytes that the mixing model learns from first (the GPT does not).  ValueError where the model's tokens are not bytes.
+    primer: bytes that the mixing model learns from first; the GPT does not.
+    ValueError where the model's tokens are not bytes.
     """
     return MAKERS[mode](model, size, primer)
 

@@ -193,13 +193,10 @@ class Encoder:
             raise ValueError(f"symbols must lie in 0..{V - 1}, but go from {symbols.min()} to {symbols.max()}")
         self._out = _encode(self._state, self._out, frequencies, totals, symbols.astype(np.int64))
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """How many bytes of output there are so far; `finish` appends at most one."""
         return int(self._state[LENGTH])
-
-    def __bool__(self) -> bool:
-        """True, even where there is no output yet."""
-        return True
 
     def finish(self) -> bytes:
         """The code (bytes) of all symbols so far.  Changes nothing: more symbols may follow."""

@@ -218,7 +218,8 @@ def page(name: str, chars: list[Character], summary: str) -> str:
 <section>
 <h2>Bits</h2>
 {_legend(chars)}
-<p>n bits: the model gave it a chance of 1 in 2<sup>n</sup>. An uncompressed byte takes 8. Point at a character to see its cost.</p>
+<p>n bits: the model gave it a probability of 1 in 2<sup>n</sup>. An uncompressed byte takes 8.
+Point at a character to see its cost.</p>
 </section>
 <section>
 <h2>The most surprising places</h2>

@@ -260,12 +260,14 @@ from coder.verify import TEXT
 model = GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=64), 3)        # enough work for two
 codes = []
 for mode in "static", "online":
+    def make():
+        return predictor.make_predictor(mode, len(TEXT), model)
     for threads in (1, 2):
         numba.set_num_threads(threads)
-        codes.append(codec.encode_block(predictor.make_predictor(mode, len(TEXT), model), TEXT))
+        codes.append(codec.encode_block(make(), TEXT))
     numba.set_num_threads(2)
     assert codes[-1] == codes[-2], "encoded with 1 and with 2 threads"
-    assert codec.decode_block(predictor.make_predictor(mode, len(TEXT), model), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
+    assert codec.decode_block(make(), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
 """
 
 

@@ -548,7 +548,7 @@ WRONG = {
     "empty": (["empty"], lambda folder: (folder / "empty").touch(), "empty is empty: there is nothing to predict"),
     "no folder for the page": (["--html", "no/page.html"], lambda folder: None, "no/page.html cannot be written: No such file"),
     "a folder as page": (["--html", "."], lambda folder: None, "is not a page of this script"),
-    "the text as page": (["--html", "text"], lambda folder: (folder / "text").write_text("mine"), "text exists and is not a page"),
+    "the text as page": (["--html", "text"], lambda folder: (folder / "text").write_text("mine"), "text exists and is not"),
     "no model": (["--model", "missing"], lambda folder: None, "there is no model at missing"),
     "no checkpoint": (["--model", "text"], lambda folder: (folder / "text").write_text("mine"), "cannot be read as a checkpoint"),
     "characters": (["--model", "c"], characters_only, "c predicts 2 characters, but files are made of bytes"),

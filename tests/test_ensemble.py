@@ -1,5 +1,4 @@
-"""Ensemble averaging: the mean of probabilities, the same bits window by window and token by token; trained, packed and coded as
-one model."""
+"""Ensemble averaging: the mean of probabilities, the same bits for a window and token by token; one model to the coder."""
 
 from dataclasses import replace
 

@@ -132,8 +132,9 @@ def test_a_view_has_the_frequencies_of_a_copy(view):
     assert (to_frequencies(logits) == to_frequencies(np.array(logits, order="C"))).all()
 
 
-@pytest.mark.parametrize("logits", [np.zeros((2, 3)), np.zeros((2, 3), np.int32), np.zeros((2, 3), ">f4"), np.zeros(3, np.float32),
-                                    np.zeros((2, 3, 4), np.float32)], ids=lambda logits: f"{logits.dtype} {logits.shape}")
+@pytest.mark.parametrize("logits", [
+    np.zeros((2, 3)), np.zeros((2, 3), np.int32), np.zeros((2, 3), ">f4"), np.zeros(3, np.float32),
+    np.zeros((2, 3, 4), np.float32)], ids=lambda logits: f"{logits.dtype} {logits.shape}")
 def test_logits_of_another_type_or_shape_are_refused(logits):
     with pytest.raises(ValueError, match=r"logits must be \(N, V\) of float32, not "):
         to_frequencies(logits)

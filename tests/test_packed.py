@@ -153,7 +153,8 @@ def test_load_takes_both_kinds_of_file(file, tmp_path):
         assert fingerprint(model) == fingerprint(given) and text_sha256 == "12ab"
 
 
-@pytest.mark.parametrize("content, said", [(packed.MAGIC + bytes(99), "damaged"), (b"something else", "whole safetensors"), (None, "no model")])
+@pytest.mark.parametrize("content, said", [
+    (packed.MAGIC + bytes(99), "damaged"), (b"something else", "whole safetensors"), (None, "no model")])
 def test_load_says_what_is_wrong(content, said, tmp_path):
     if content is not None:
         (tmp_path / "model").write_bytes(content)
@@ -166,8 +167,8 @@ def test_the_bundled_model_is_whole_and_small():
     assert models.BUNDLED.stat().st_size < 4e6 and model.config.vocab_size == 256
 
 
-@pytest.mark.parametrize("arguments", [["missing", "out"], ["model", "out", "--fineness", "0"], ["model", "out", "--fineness", "nan"],
-                                       ["model", "no/folder"], ["model", "."]])
+@pytest.mark.parametrize("arguments", [["missing", "out"], ["model", "out", "--fineness", "0"],
+                                       ["model", "out", "--fineness", "nan"], ["model", "no/folder"], ["model", "."]])
 def test_bad_input_is_one_sentence(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint("model", taught(), ByteTokenizer())
