@@ -24,8 +24,9 @@ stored, k is 24, and no model or primer is named.  In a static file each block i
 other modes the predictor has learned from the primer, and then from all blocks before, stored ones included.
 
 To decode a block of the mode static: cut it into streams and put their symbols in the order of codec.py; predict each symbol in
-the windows of predictor.py, with the model that has the fingerprint (models.py; its file: packed.py, or minigpt/checkpoint.py);
-turn logits to integers as frequencies.py says, and find the symbols with the range decoder of range_coder.py.
+the windows of predictor.py, with the model that has the fingerprint (models.py; its file: packed.py, or minigpt/checkpoint.py;
+an ensemble: minigpt/ensemble.py); turn logits to integers as frequencies.py says, and find the symbols with the range decoder of
+range_coder.py.  coder/reference.py does so with NumPy alone.
 """
 
 import struct
