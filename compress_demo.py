@@ -1,9 +1,14 @@
-"""Show how a prediction becomes a compressed file, and what that is worth.
+"""Show how predictions become a compressed file, and how much smaller they make it.
 
     python compress_demo.py                     Shakespeare, or this project's README; some minutes
     python compress_demo.py FILE                a file of yours
     python compress_demo.py --html page.html    and a page that shows what each character costs
 """
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # until `main`: Ctrl-C during these imports ends without a traceback
 
 import argparse
 import hashlib
@@ -22,21 +27,21 @@ from typing import Callable, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from coder import baselines, codec, packed, report
-from coder.__main__ import candidates
+from coder import baselines, models, report
+from coder.codec import START_SYMBOL
 from coder.compressor import compress, decompress
-from coder.container import CoderError, read
+from coder.container import MODES, PREDICTING, CoderError, read
 from coder.intervals import WHOLE, bits, decode, shortest_code, steps
+from coder.predictor import static
 from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
-from minigpt.ensemble import members
 
 SENTENCE = b"To be, or not to be"
-BYTES = 8 * 1024            # of a longer text
-WARM_UP = 1024              # bytes that each method gets before its clock runs: compiling is no part of compressing
+FIRST_BYTES = 8 * 1024      # of a longer text
+WARM_UP = 1024              # bytes that each method compresses before it is timed: compilation is not part of its time
 EXCERPT = 320               # characters
-BAR = 24                    # characters, for a whole interval
-GENERAL = (                 # name, module, options; the second zstd stands in for the first before Python 3.14
+BAR_WIDTH = 24              # characters, for a whole interval
+GENERAL = (                 # name, module, options; the second zstd is for Python before 3.14
     ("gzip -9", "gzip", {"compresslevel": 9}),
     ("bzip2 -9", "bz2", {"compresslevel": 9}),
     ("xz -9e", "lzma", {"preset": 9 | lzma.PRESET_EXTREME}),
@@ -48,14 +53,16 @@ GENERAL = (                 # name, module, options; the second zstd stands in f
 
 def main(arguments=None):
     options = parse(arguments)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
     try:
         run(options)
     except (CoderError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"compress_demo: {error}")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more can be said to it
-        sys.exit("compress_demo: the reader of the output has gone")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nobody reads what it still buffers
+        sys.exit("compress_demo: the reader closed the output")
     except OSError as error:
         sys.exit(f"compress_demo: {error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -64,13 +71,12 @@ def main(arguments=None):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="default: the validation part of the corpus that "
+    parser.add_argument("file", nargs="?", metavar="FILE", help="default: the validation split of the corpus that "
                         "train_shakespeare.py has fetched, else README.md")
-    parser.add_argument("--bytes", type=int, default=BYTES, metavar="N",
-                        help=f"of a longer text take the first N bytes (default: {BYTES:,})")
-    parser.add_argument("--model", metavar="FILE", help="default: the newest */model.safetensors below this folder, or else "
-                        "the one that comes with this program")
-    parser.add_argument("--html", metavar="OUT", help="write a page that shows each character in the colour of its cost")
+    parser.add_argument("--bytes", type=int, default=FIRST_BYTES, metavar="N",
+                        help=f"take only the first N bytes of a longer text (default: {FIRST_BYTES:,})")
+    parser.add_argument("--model", metavar="FILE", help="a checkpoint or a packed model (default: the bundled model)")
+    parser.add_argument("--html", metavar="OUT", help="write a page that colours each character by its cost in bits")
     options = parser.parse_args(arguments)
     if options.bytes < 1:
         parser.error("--bytes must be at least 1")
@@ -99,35 +105,35 @@ def run(options):
         print(f"\npage: {options.html}")
 
 
-# --- what is compressed, and with what --------------------------------------------------------------------------------
+# --- texts, models and methods ---------------------------------------------------------------------------------------
 
 def load(path):
     """The model, how many bytes carry it, and the SHA-256 of the text that it was trained on, or None."""
-    path = path or candidates()[0]
-    model, trained_on = packed.load(path)
+    model, trained_on = models.load(path)
+    path = path or models.BUNDLED
     weights = sum(parameter.data.size for parameter in model.parameters().values())
     if model.config.vocab_size != 256:
-        raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: name another with --model, "
-                         "or train one with train_shakespeare.py --tokenizer bytes")
-    forms = " and ".join(f"{c.n_layer} layers of width {c.n_embd}" for c in (member.config for member in members(model)))
-    print(f"model: {path}, {forms}, windows of {model.config.block_size}: {weights:,} weights")
+        raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: pass another "
+                         "with --model, or train one with train_shakespeare.py --tokenizer bytes")
+    sizes = " and ".join(f"{member.config.n_layer} layers of width {member.config.n_embd}" for member in model.members)
+    print(f"model: {path}, {sizes}, windows of {model.config.block_size}: {weights:,} weights")
     return model, min(os.path.getsize(path), 4 * weights), trained_on       # a checkpoint holds more than weights
 
 
 def choose_text(options, trained_on):
-    """The name of the text, and its first bytes; of one that the model was trained on, those of its part for validation."""
-    kept = next((c for c in corpus.CORPORA.values() if c.sha256 == trained_on), corpus.CORPORA["shakespeare"])
+    """The name of the text, and its first bytes; of a text that the model was trained on, those of the validation split."""
+    cached = next((c for c in corpus.CORPORA.values() if c.sha256 == trained_on), corpus.CORPORA["shakespeare"])
     if options.file:
         name, data = options.file, Path(options.file).read_bytes()
         if not data:
             raise CoderError(f"{name} is empty: there is nothing to predict")
-    elif data := corpus.cached(corpus.cache_folder(None), kept):
-        name = kept.title
+    elif data := corpus.cached(corpus.cache_folder(None), cached):
+        name = cached.title
     else:
         path = next(path for path in (Path(__file__).with_name("README.md"), Path(__file__)) if path.exists())
         name, data = path.name, path.read_bytes()
-    if hashlib.sha256(data).hexdigest() == (trained_on if options.file else kept.sha256):
-        name, data = f"{name}, the part for validation", corpus.split(data)[1]
+    if hashlib.sha256(data).hexdigest() == (trained_on if options.file else cached.sha256):
+        name, data = f"{name}, the validation split", corpus.split(data)[1]
     part = f"the first {options.bytes:,} of its" if len(data) > options.bytes else "all"
     print(f"text: {name}, {part} {len(data):,} bytes")
     return name, data[:options.bytes]
@@ -154,7 +160,7 @@ class Method(NamedTuple):
 
 
 def methods(model, size):
-    """All that can compress here: [Method, ...]."""
+    """Every compressor that is installed here, and ours: [Method, ...]."""
     found = {}
     for name, module, options in GENERAL:
         try:
@@ -165,10 +171,11 @@ def methods(model, size):
     for order in 0, 2:
         name = f"order {order}"
         found[name] = Method(name, partial(baselines.compress, order=order), partial(baselines.decompress, order=order))
-    return [*found.values(), by_us("fast"), by_us("scratch"), by_us("static", model, size), by_us("online", model, size)]
+    ours = [our_method(mode, *(model, size) if MODES[mode].needs_model else ()) for mode in reversed(PREDICTING)]
+    return [*found.values(), *ours]
 
 
-def by_us(mode, model=None, size=0):
+def our_method(mode, model=None, size=0):
     name = "fast" if mode == "fast" else f"GPT {mode}"
 
     def pack(data):
@@ -184,10 +191,10 @@ def by_us(mode, model=None, size=0):
 # --- the interval -----------------------------------------------------------------------------------------------------
 
 def narrowing(model):
-    """Code a sentence in exact fractions, and show where each symbol's share lies."""
+    """Encode a sentence in exact fractions, and show where each symbol's share of the interval lies."""
     predict = gpt(model)
     heading(f"How the interval narrows: {SENTENCE.decode()!r}, predicted by the GPT")
-    print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR}}  interval, its settled digits before the [")
+    print(f"{'':5}{'probability':>12}{'bits':>7}  {'share of the interval':{BAR_WIDTH}}  interval, after its settled digits")
     total, before = 0.0, WHOLE
     for symbol, probability, now in steps(SENTENCE, predict):
         total += bits(probability)
@@ -196,18 +203,18 @@ def narrowing(model):
               f"{bold(settled)}[{low}, {high})")
         before = now
     code = shortest_code(before)
-    print(f"\nsum of the bits          {total:.2f}; as it is, the sentence takes {8 * len(SENTENCE)}"
+    print(f"\nsum of the bits          {total:.2f}; uncompressed, the sentence takes {8 * len(SENTENCE)}"
           f"\nshortest complete code   {len(code)}: {code}"
           f"\ndecoded by stretching    {bytes(decode(code, len(SENTENCE), predict)).decode()}")
 
 
 def gpt(model):
-    """A model for intervals.py: what the GPT says, in the integers that the range coder gets."""
-    predictor = codec.static(model)
+    """A model for intervals.py: the GPT's probabilities, in the integers that the range coder gets."""
+    predictor = static(model)
 
     def predict(past):
-        window = [codec.START, *past][-model.config.block_size:]
-        return exact(predictor.predict(np.array([window]), [(0, len(window) - 1, len(window))])[0][0, 0].tolist())
+        window = np.array([START_SYMBOL, *past][-model.config.block_size:])
+        return exact(predictor.prefill(window[:, None])[0].tolist())
     return predict
 
 
@@ -217,10 +224,10 @@ def exact(frequencies):
 
 def share(before, now):
     """The interval before as a bar, in which the interval now is filled."""
-    scale = BAR / (before[1] - before[0])
+    scale = BAR_WIDTH / (before[1] - before[0])
     low = floor((now[0] - before[0]) * scale)
     high = ceil((now[1] - before[0]) * scale)
-    return "·" * low + "█" * (high - low) + "·" * (BAR - high)
+    return "·" * low + "█" * (high - low) + "·" * (BAR_WIDTH - high)
 
 
 def digits(interval):
@@ -259,12 +266,12 @@ def round_trip(method, name, data):
     back = method.decompress(file, len(data))
     seconds = time.perf_counter() - start
     if hashlib.sha256(back).digest() != hashlib.sha256(data).digest():
-        raise CoderError(f"{method.name} does not give {name} back: its SHA-256 is another one")
+        raise CoderError(f"{method.name} does not give {name} back: SHA-256 mismatch")
     return Result(method, len(data), file, seconds)
 
 
 def sizes(results):
-    heading("What is left of the text, of its letters shuffled, and of noise of the same length")
+    heading("Compressed sizes of the text, of its letters shuffled, and of noise of the same length")
     names = list(next(iter(results.values())))
     print(f"{'':12}{'both sides':>15}" + "".join(f"{name:>28}" for name in names))
     print(f"{'':12}{'share':>15}" + f"{'bytes':>10}{'bits/byte':>10}{'seconds':>8}" * len(names))
@@ -272,14 +279,14 @@ def sizes(results):
         shared = next(iter(row.values())).method.shared
         print(f"{name:12}{shared:>15}" +
               "".join(f"{len(r.file):10,}{8 * len(r.file) / r.size:10.3f}{r.seconds:8.2f}" for r in row.values()))
-    print(f"\nAll {len(results) * len(names)} decompress to the SHA-256 they had. Shuffled, the letters have no order to predict,"
-          "\nonly how often each comes: order 0 is all there is. Of noise nothing is predicted: it is stored as it is."
-          "\nThe GPT's predictions are mixed with those of many contexts in the modes online and scratch, not in static;"
+    print(f"\nAll {len(results) * len(names)} decompress to the original (SHA-256). In the shuffled text only the frequency of"
+          "\neach letter can be predicted: order 0 is the best possible. Noise cannot be predicted, and is stored as it is."
+          "\nThe modes online and scratch mix the GPT's predictions with those of many contexts, static does not;"
           "\nfast mixes contexts alone.")
 
 
 def accounts(texts):
-    """The code alone, and the code with the model that it needs; and from what size on the model is worth its own."""
+    """The code alone, and the code with the model that it needs; and from what length of text on the model pays for itself."""
     best = min((r for r in texts if not r.method.name.startswith("GPT")), key=lambda r: len(r.file))
     heading("Two accounts: do both sides have the model already, or is it part of the message?")
     print(f"{'':12}{'code alone':>13}{'code + model':>15}   the model pays for itself")
@@ -294,32 +301,32 @@ def accounts(texts):
 
 
 def pays_from(model, rate, gpt_rate):
-    """From how many bytes of text on model + gpt_rate * bytes <= rate * bytes, with the model's size in bytes; None: never."""
+    """The bytes of text from which on model + gpt_rate * bytes <= rate * bytes, with the model's size in bytes; None: never."""
     return model / (rate - gpt_rate) if gpt_rate < rate else None
 
 
 def ideal(costs, file):
-    """What was written, measured by what the model's own probabilities ask for."""
+    """The sizes of code and file, beside the ideal code length of the model's probabilities."""
     heading("The ideal code length, and what was written: GPT static, the text")
     blocks, least = read(file)[1], costs.ideal.sum() / 8
     stored = any(block.stored for block in blocks)
     lines = {"ideal: the sum of -log2 p, the model's own p": least,
-             "p in integers, as the range coder takes them": costs.integer.sum() / 8,
+             "p in integers, as the range coder gets them": costs.integer.sum() / 8,
              "what the range coder wrote": sum(len(block.payload) for block in blocks),
              f"the file, {'stored as it is' if stored else 'with header and checksums'}": len(file)}
     if stored:
         del lines["what the range coder wrote"]
     for name, size in lines.items():
         print(f"{name:46}{size:12,.2f} bytes {size - least:+12,.2f}{size / least - 1:+12.4%}")
-    print("\nWhere it is less than the ideal: the code need only point into its interval, as the file says where it\n"
-          "ends, and to the coder nothing is quite as unlikely as to the model, since integers end at 1.")
+    print("\nWhere it is less than the ideal: the code need only point into its interval, since the file says where it\n"
+          "ends; and a frequency is at least 1, so that the coder charges less for what the model holds all but impossible.")
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------
 
 def excerpt(chars):
     heading("What each character costs, GPT static" + ("" if has_colours() else
-            ": below it its bits, rounded, with 9 for any more"))
+            ": below it its bits, rounded, 9 for 9 or more"))
     lines = [i + 1 for i, char in enumerate(chars[:EXCERPT]) if char.text == "\n"]
     print(report.excerpt(chars[:lines[-1] if lines else EXCERPT], has_colours()))
 
@@ -338,7 +345,7 @@ def has_colours():
 
 @contextmanager
 def bar(name, total):
-    """progress(count) of a bar over `total` bytes, which shows after two seconds."""
+    """progress(count) of a bar over `total` bytes, which appears after two seconds."""
     with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as it:
         yield it.update
 

@@ -1,29 +1,35 @@
 """python -m coder: compress and decompress files, in the manner of gzip."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # until `main`: Ctrl-C during these imports ends without a traceback
+
 import argparse
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt.checkpoint import CheckpointError
+from minigpt.checkpoint import CheckpointError, fingerprint
+from minigpt.ensemble import combine
+from minigpt.files import write_atomically
 
-from . import verify
-from .compressor import choose, compress, decompress, salvage, short_fingerprint
-from .container import CoderError, read
-from .packed import SHIPPED, load
+from . import models, packed, verify
+from .compressor import choose, compress, decompress, salvage
+from .container import MODES, PREDICTING, CoderError, read
 
 SUFFIX = ".mgz"
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None):
+    """Run a command line (default: that of the process).  SystemExit with one sentence where something is wrong."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options.run(options)
         if sys.stdout:
@@ -32,18 +38,18 @@ def main(arguments=None):
         sys.exit(f"coder: {error}")
     except BrokenPipeError:
         forget_output()
-        sys.exit("coder: the reader of the output has gone")
+        sys.exit("coder: the reader closed the output")
     except OSError as error:
         forget_output()
         sys.exit(f"coder: {error.filename or 'output'}: {error.strerror or error}")
     except MemoryError:
         sys.exit("coder: not enough memory")
     except KeyboardInterrupt:
-        sys.exit("coder: interrupted; nothing was written")
+        sys.exit("coder: interrupted, nothing written")
 
 
 def forget_output():
-    """Send what standard output still holds to nowhere, or Python would try, and fail, again at its end."""
+    """Discard what standard output still buffers, or Python would try to flush it, and fail, again at exit."""
     if sys.stdout:
         try:
             sys.stdout.flush()
@@ -59,29 +65,33 @@ def parse(arguments):
     def command(run, name, description):
         sub = commands.add_parser(name, help=description, description=description)
         sub.set_defaults(run=run)
-        sub.add_argument("file", metavar="FILE")
-        if run is not run_info:
-            sub.add_argument("-o", "--output", metavar="OUT", help=f"default: FILE with {SUFFIX} added or taken away")
-            sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
-            sub.add_argument("--model", metavar="FILE", help="default: the newest (compress) or the fitting one (decompress) "
-                             "of the models */model.safetensors below this folder, or else the one that comes with us")
-            sub.add_argument("--prime", metavar="FILE", help="a text like FILE that both sides have, to learn from before "
-                             "(not in the mode static)")
-            sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-            sub.add_argument("-v", "--verbose", action="store_true", help="say sizes and time at the end")
         return sub
 
-    command(run_compress, "compress", "compress FILE").add_argument(
-        "--mode", choices=("static", "online", "scratch", "fast"),
-        help="static: the model as it is; online: it goes on learning from the file, and is mixed with what contexts "
-             "predict; scratch: the same without a model to begin with; fast: contexts alone (default: static with --model, "
-             "fast with --prime, else whichever of the two makes less of the beginning of FILE)")
-    command(run_decompress, "decompress", "decompress FILE").add_argument(
-        "--salvage", action="store_true", help="of a damaged file, write what is intact and say what is missing")
-    command(run_info, "info", "say what is in the compressed FILE")
-    check = commands.add_parser("verify", help="compute everything that must be the same on every machine, and compare")
+    def file_command(run, name, description):
+        sub = command(run, name, description)
+        sub.add_argument("file", metavar="FILE")
+        sub.add_argument("-o", "--output", metavar="OUT", help=f"default: FILE with {SUFFIX} appended or removed")
+        sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
+        sub.add_argument("--model", metavar="FILE", help="a checkpoint or a packed model (default: the bundled model)")
+        sub.add_argument("--prime", metavar="FILE", help="a text like FILE, which both sides have, to learn from first "
+                         "(not in the mode static)")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+        sub.add_argument("-v", "--verbose", action="store_true", help="print sizes and time at the end")
+        return sub
+
+    file_command(run_compress, "compress", "compress FILE").add_argument(
+        "--mode", choices=PREDICTING, help="; ".join(f"{name}: {MODES[name].help}" for name in PREDICTING) +
+        " (default: static with --model, fast with --prime, else whichever of the two compresses the beginning of FILE better)")
+    file_command(run_decompress, "decompress", "decompress FILE").add_argument(
+        "--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
+    command(run_info, "info", "describe the compressed FILE").add_argument("file", metavar="FILE")
+    pack = command(run_pack, "pack", "quantise and entropy-code a trained model, or several as an ensemble")
+    pack.add_argument("models", nargs="+", metavar="MODEL", help="a checkpoint of train_shakespeare.py")
+    pack.add_argument("output", metavar="OUT")
+    pack.add_argument("--fineness", type=float, default=packed.FINENESS, metavar="N",
+                      help=f"quantisation steps to a matrix's root mean square (default: {packed.FINENESS})")
+    check = command(run_verify, "verify", "compute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
-    check.set_defaults(run=run_verify)
     return parser.parse_args(arguments)
 
 
@@ -90,7 +100,7 @@ def run_compress(options):
     data = read_input(options.file)
     primer = read_primer(options)
     mode = options.mode or ("static" if options.model else "fast" if options.prime else None)
-    model = load(options.model or candidates()[0])[0] if mode in ("static", "online", None) else None
+    model = models.load(options.model)[0] if mode is None or MODES[mode].needs_model else None
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
         file = compress(data, mode or choose(data, model), model, progress, primer=primer)
@@ -109,7 +119,7 @@ def run_decompress(options):
     start, missing = time.perf_counter(), []
     with bar(options, header.length) as progress:
         def find(fingerprint):
-            return fitting_model(options.model, fingerprint)
+            return models.load_fitting(fingerprint, options.model)
         if options.salvage:
             data, missing = salvage(file, find, progress, primer)
         else:
@@ -118,7 +128,7 @@ def run_decompress(options):
     report(options, len(data), len(file), start)
     if missing:
         ranges = ", ".join(f"{first:,} to {stop - 1:,}" for first, stop in missing)
-        raise CoderError(f"{len(data):,} of {header.length:,} bytes were intact and are written; missing are bytes {ranges}")
+        raise CoderError(f"{len(data):,} of {header.length:,} bytes were intact and are written; missing: bytes {ranges}")
 
 
 def run_info(options):
@@ -128,54 +138,42 @@ def run_info(options):
     print(f"mode         {header.mode}\n"
           f"original     {header.length:,} bytes\n"
           f"compressed   {len(file):,} bytes{rate(len(file), header.length)}\n"
-          f"blocks       {len(blocks)} of {1 << header.block_bits:,} bytes, {sum(b.stored for b in blocks)} stored as they are, "
+          f"blocks       {len(blocks)} of {1 << header.block_bits:,} bytes, {sum(b.stored for b in blocks)} stored, "
           f"{len(damaged)} damaged{': ' + ', '.join(damaged) if damaged else ''}\n"
-          f"model        {header.fingerprint.hex() if header.mode not in ('stored', 'fast') else 'none'}\n"
+          f"model        {header.fingerprint.hex() if any(header.fingerprint) else 'none'}\n"
           f"primer       {header.primer.hex() or 'none'}{' (of its SHA-256)' * bool(header.primer)}\n"
           f"SHA-256      {header.sha256.hex()} (of the original)")
     if damaged:
         sys.exit(1)
 
 
+def run_pack(options):
+    target = Path(options.output)
+    if target.exists() and not (target.is_file() and target.read_bytes().startswith(packed.MAGIC)):
+        raise CoderError(f"{target} exists and is not a packed model: only a packed model is overwritten")
+    loaded, texts = zip(*map(models.load, options.models))
+    try:
+        file = packed.pack(combine(loaded), texts[0] if len(set(texts)) == 1 else None, options.fineness)
+    except ValueError as error:
+        raise CoderError(str(error)) from None
+    write_atomically(target, file)
+    print(f"{target}: {len(file):,} bytes, fingerprint {fingerprint(packed.unpack(file)[0])}")
+
+
 def run_verify(options):
     sys.exit(verify.main(options.json))
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-def candidates():
-    """The models that training left in folders below this one, the newest first; then the one that comes with us."""
-    found = sorted(Path().glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [*found, SHIPPED]
-
-
-def fitting_model(path, fingerprint):
-    """The model of that fingerprint: the one at `path`, or among the candidates."""
-    found = []
-    for candidate in [path] if path else candidates():
-        try:
-            model, _ = load(candidate)
-        except CheckpointError:
-            if path:
-                raise
-            continue
-        if short_fingerprint(model) == fingerprint:
-            return model
-        found.append(f"{candidate} is {short_fingerprint(model).hex()}")
-    raise CoderError(f"the file needs the model {fingerprint.hex()}, but {', '.join(found) or 'no model here can be read'}: "
-                     "name the right one with --model")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def output(options, default):
-    """The path to write to, or None for standard output.  CoderError where that must not be."""
+    """The path to write to, or None for standard output.  CoderError where it may not be written to."""
     target = options.output or ("-" if options.file == "-" else default)
     if target == "-":
         if sys.stdout is None:
             raise CoderError("standard output is closed")
         if sys.stdout.isatty() and options.run is run_compress and not options.force:
-            raise CoderError("compressed data is not for a terminal: name an output with -o, or force it with -f")
+            raise CoderError("compressed data is not written to a terminal: name an output with -o, or force it with -f")
         return None
     refuse_to_overwrite(options, Path(target))
     return Path(target)
@@ -195,50 +193,30 @@ def read_input(name):
 
 
 def read_primer(options):
-    """The bytes of the primer; none where none is named."""
+    """The bytes of the primer, none without --prime."""
     if not options.prime:
         return b""
     primer = Path(options.prime).read_bytes()
     if not primer:
-        raise CoderError(f"{options.prime} is empty: there is nothing to learn from it")
+        raise CoderError(f"{options.prime} is empty: there is nothing to learn from")
     return primer
 
 
 def write_output(options, target, data):
-    """Write beside the target, and move it into place when it is whole, with the times and mode of the input."""
+    """Write all of the target or nothing, with the times and mode of the input."""
     if target is None or (target.exists() and not target.is_file()):        # a device or a pipe
         stream = sys.stdout.buffer if target is None else open(target, "wb")
         stream.write(data)
         stream.flush()
         return
-    refuse_to_overwrite(options, target)                                    # it may have come while we worked
-    descriptor, part = tempfile.mkstemp(".part", ".", target.parent)        # a name of its own, that only we may read
-    try:
-        with open(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if options.file != "-":
-            shutil.copystat(options.file, part)
-        else:
-            os.chmod(part, 0o666 & ~umask())
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
+    refuse_to_overwrite(options, target)                                    # it may have appeared while we worked
+    write_atomically(target, data, like=None if options.file == "-" else options.file)
 
 
-def umask():
-    """The mode bits that new files are denied; the system tells only in exchange for others."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 class bar:
-    """A progress bar over `total` bytes of the original, with the bits per byte so far when compressing."""
+    """A progress bar over `total` bytes of the original; when compressing, with the bits per byte so far."""
 
     def __init__(self, options, total):
         hidden = options.quiet or not sys.stderr or not sys.stderr.isatty()

@@ -1,19 +1,25 @@
-"""What each character of a text costs in bits, shown in colours: in the terminal, and as a page for the browser."""
+"""The cost of each character of a text in bits, shown in colours: in the terminal, and as a page for the browser."""
 
-import os
+import tempfile
 from bisect import bisect_right
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .codec import TOGETHER, lay_out, static
+from minigpt.ensemble import Ensemble
+from minigpt.files import write_atomically
+from minigpt.model import GPT
+
+from .codec import lay_out
 from .compressor import BLOCK_BITS
 from .container import CoderError
 from .frequencies import to_frequencies
+from .predictor import TOKENS_PER_PASS, static
 
-PLACES, APART, AROUND = 20, 12, (28, 12)    # surprises: how many, at least so far apart, with so much text on either side
+PLACES, APART, AROUND = 20, 12, (28, 12)    # surprises: how many at most, characters between two, characters before and after
 WIDTH = 96                                  # of a line in the terminal
 VISIBLE = {"\n": "↵", "\t": "→"}
 
@@ -22,52 +28,52 @@ VISIBLE = {"\n": "↵", "\t": "→"}
 
 class Costs(NamedTuple):
     ideal: np.ndarray       # (N,) bits of each byte: -log2 of the GPT's own probability, softmax and all in float64
-    integer: np.ndarray     # (N,) bits, by the integers that the range coder is given
-    guesses: np.ndarray     # (N,) uint8: the byte that the GPT held likeliest
-    fresh: np.ndarray       # (N,) bool: the first byte of a stream, of which nothing was known
+    integer: np.ndarray     # (N,) bits of each byte, by the integer frequencies that the range coder gets
+    guesses: np.ndarray     # (N,) uint8: the byte to which the GPT gave the highest probability
+    fresh: np.ndarray       # (N,) bool: the first byte of a stream, predicted without context
 
 
-def costs(model, data, progress=lambda count: None):
-    """The Costs of data (bytes, at least one) as static codes it: the same blocks, streams and windows."""
+def costs(model: GPT | Ensemble, data: bytes, progress: Callable = lambda count: None) -> Costs:
+    """The Costs of data (at least one byte) as static codes it: the same blocks, streams and windows."""
     size = 1 << BLOCK_BITS
     parts = [_block_costs(static(model), data[start:start + size], progress) for start in range(0, len(data), size)]
     return Costs(*map(np.concatenate, zip(*parts)))
 
 
 def _block_costs(predictor, data, progress):
-    layout, inputs, symbols = lay_out(predictor, data)
+    block = lay_out(predictor, data)
+    inputs, symbols = block.grid[:-1], block.grid[1:]                           # (length, S)
     ideal, integer = np.empty(symbols.shape), np.empty(symbols.shape)
     guesses, fresh = np.empty(symbols.shape, np.uint8), np.zeros(symbols.shape, bool)
-    fresh[:, 0] = True
-    for start, first, stop in predictor.windows(layout.length):
-        together = max(1, TOGETHER // (stop - start))
-        for s in range(0, layout.S, together):
-            new = slice(s, s + together), slice(start + first, stop)
-            logits = predictor.model.forward(inputs[s:s + together, start:stop])[:, first:]             # (S, new, 256)
+    fresh[0] = True
+    for start, first, stop in predictor.windows(block.length):
+        streams = max(1, TOKENS_PER_PASS // (stop - start))
+        for s in range(0, block.S, streams):
+            new = slice(start + first, stop), slice(s, s + streams)
+            logits = predictor.model.forward(inputs[start:stop, s:s + streams].T)[:, first:].swapaxes(0, 1)    # (new, S, 256)
             integer[new] = _bits(to_frequencies(logits.reshape(-1, 256)).reshape(logits.shape).astype(np.float64), symbols[new])
             guesses[new] = logits.argmax(-1)
             logits = logits.astype(np.float64)
             ideal[new] = _bits(np.exp(logits - logits.max(-1, keepdims=True)), symbols[new])
-        progress(layout.S * (stop - start - first))
-    there = np.ones(symbols.shape, bool)
-    there[layout.longer:, -1] = False
-    return tuple(rows[there] for rows in (ideal, integer, guesses, fresh))
+        progress(block.S * (stop - start - first))
+    order = np.argsort(block.places())                                          # of the block, among those coded
+    return tuple(array.reshape(-1)[:len(data)][order] for array in (ideal, integer, guesses, fresh))
 
 
 def _bits(weights, symbols):
-    """-log2 of each symbol's share of its row of weights (S, T, 256)."""
+    """-log2 of each symbol's share of its row of weights (T, S, 256)."""
     return np.log2(weights.sum(-1)) - np.log2(np.take_along_axis(weights, symbols[..., None], -1)[..., 0])
 
 
 class Character(NamedTuple):
-    text: str               # the character; a byte that is no UTF-8 is a lone surrogate, as Python has it
-    bits: float             # what all its bytes cost together
-    expected: str           # what the model held likeliest
+    text: str               # the character; a byte that is not UTF-8 is a lone surrogate (errors="surrogateescape")
+    bits: float             # the cost of all its bytes
+    expected: str           # the likeliest by the model
     fresh: bool             # the first of a stream
 
 
-def characters(data, costs, bits):
-    """The Characters that data (bytes) spells as UTF-8, in order; those of a byte that spells none are that byte.
+def characters(data: bytes, costs: Costs, bits: np.ndarray) -> list[Character]:
+    """The Characters of data as UTF-8, in order; a byte that is not part of any is a Character of its own.
 
     bits: (N,), costs.ideal or costs.integer.
     """
@@ -79,8 +85,8 @@ def characters(data, costs, bits):
     return result
 
 
-def shown(text):
-    """A character as it can be printed anywhere: itself if it has a shape, else an escape."""
+def shown(text: str) -> str:
+    """A character as it can be printed anywhere: itself if it is printable, else an escape."""
     if text.isprintable() or text in "\n\t":
         return text
     code = ord(text)
@@ -92,10 +98,10 @@ def shown(text):
 # --- the colours ------------------------------------------------------------------------------------------------------
 
 class Level(NamedTuple):
-    least: float            # bits
-    light: tuple            # paper and ink, for a light page
-    dark: tuple             # the same for a dark one
-    terminal: tuple         # and in the 256 colours of terminals
+    threshold: float        # bits from which on a character is of this level
+    light: tuple            # background and text colour, on a light page
+    dark: tuple             # on a dark page
+    terminal: tuple         # in the 256 colours of terminals
 
 
 LEVELS = (
@@ -108,21 +114,21 @@ LEVELS = (
     Level(8, ("#cc3340", "#ffffff"), ("#fb9f45", "#14110b"), (160, 231)),
     Level(12, ("#7a1046", "#ffffff"), ("#ffe29a", "#14110b"), (89, 231)),
 )
-LEAST = [level.least for level in LEVELS]
+THRESHOLDS = [level.threshold for level in LEVELS]
 
 
-def level_of(bits):
-    return bisect_right(LEAST, bits) - 1
+def level_of(bits: float) -> int:
+    return bisect_right(THRESHOLDS, bits) - 1
 
 
-def labels():
-    """For each level its bits, as text."""
-    numbers = [f"{least:g}" for least in LEAST]
+def labels() -> list[str]:
+    """The range of bits of each level, as text."""
+    numbers = [f"{bits:g}" for bits in THRESHOLDS]
     return [f"{low} – {high}" for low, high in zip(numbers, numbers[1:])] + [f"{numbers[-1]} and more"]
 
 
-def excerpt(chars, colour):
-    """The characters as lines for a terminal (str).  Without colour, each line has its costs below it: a digit a character."""
+def excerpt(chars: list[Character], colour: bool) -> str:
+    """The characters as lines for a terminal.  Without colour, below each line its costs: one digit a character."""
     lines = [[]]
     for char in chars:
         cell = VISIBLE.get(char.text) or shown(char.text)
@@ -187,10 +193,10 @@ li small { color: var(--faint) }
 """
 
 
-def page(name, chars, summary):
-    """The page (str): the Characters of the text of this name in their colours, a legend, the most surprising places.
+def page(name: str, chars: list[Character], summary: str) -> str:
+    """The HTML page: the text called name in its colours, a legend, and the most surprising places.
 
-    summary: a sentence about text, model and code.  All of it is escaped here.
+    summary: a sentence about text, model and code.  Everything is escaped here.
     """
     places = surprises(chars)
     style = STYLE
@@ -212,7 +218,8 @@ def page(name, chars, summary):
 <section>
 <h2>Bits</h2>
 {_legend(chars)}
-<p>n bits: the model gave it a chance of 1 in 2<sup>n</sup>. A byte as it is takes 8. Point at a character to see its own.</p>
+<p>n bits: the model gave it a probability of 1 in 2<sup>n</sup>. An uncompressed byte takes 8.
+Point at a character to see its cost.</p>
 </section>
 <section>
 <h2>The most surprising places</h2>
@@ -225,8 +232,8 @@ def page(name, chars, summary):
 """
 
 
-def surprises(chars):
-    """Where the costliest characters stand, the costliest first, and of neighbours only that one."""
+def surprises(chars: list[Character]) -> list[int]:
+    """The indices of the costliest characters, the costliest first; of neighbours only the costliest."""
     chosen = []
     for i in sorted(range(len(chars)), key=lambda i: -chars[i].bits):
         if all(abs(i - other) >= APART for other in chosen):
@@ -264,7 +271,7 @@ def _surprise(chars, i):
 
 def _said(char):
     guess = "as expected" if char.expected == char.text else f"expected {_named(char.expected)}"
-    return f"{char.bits:.2f} bits, {guess}" + ", at the start of a stream, where nothing is known yet" * char.fresh
+    return f"{char.bits:.2f} bits, {guess}" + ", at the start of a stream, without any context" * char.fresh
 
 
 def _named(text):
@@ -275,27 +282,18 @@ def _escaped(text):
     return escape("".join(map(shown, text)))
 
 
-def claim(path):
-    """CoderError unless a page can be written to path: better now than in a minute.  Only a page gives way to a page."""
+def claim(path: str | Path):
+    """CoderError unless a page can be written to path: better now than in a minute.  Only a page of ours is overwritten."""
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
-            raise CoderError(f"{path} exists and is no page of this script: name another with --html")
-        _part(path).touch()
-        _part(path).unlink()
+            raise CoderError(f"{path} exists and is not a page of this script: name another with --html")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise CoderError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def save(path, page):
-    """Write the page (str) beside path, and move it into place when it is whole.  OSError where that fails."""
-    part = _part(Path(path))
-    try:
-        part.write_text(page, "utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _part(path):
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+def save(path: str | Path, page: str):
+    """Write the page whole or not at all.  OSError where that fails."""
+    write_atomically(path, page.encode("utf-8"))

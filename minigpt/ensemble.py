@@ -1,63 +1,65 @@
-"""Several GPTs with one voice: the mean of their probabilities.
+"""Ensemble averaging: several GPTs that predict the mean of their probabilities.  [Hansen and Salamon 1990]
 
-Each has learned its own accidents from a text that is too short for it; what they agree on is what can be learned.
-[Hansen and Salamon 1990]
+Each member overfits in its own way to a text that is too short for it; the mean keeps what they agree on.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 from numba import njit, prange
 
 from .kernels.lanes import LANES, ONE, ZERO, load_part, log, maximum, splat, store_part
 from .kernels.softmax import softmax_row
+from .layers import Parameter
 from .model import GPT
 
-LEAST = np.float32(2.0 ** -100)      # a probability that no member can tell from 0; its logarithm is finite
+SMALLEST_SUM = np.float32(2.0 ** -100)      # of probabilities: keeps the logarithm finite where every member's underflows to 0
 
 
 class Ensemble:
-    """As a model, for whoever asks for predictions.  Its members, GPTs of the same tokens and windows, learn on their own.
+    """Predicts as a GPT does (forward, new_cache, step).  Its members are trained on their own.
 
-    ValueError where there are fewer than two, or where they do not fit together.
+    ValueError unless there are at least two, with the same vocab_size and block_size.
     """
 
-    def __init__(self, members):
+    def __init__(self, members: Iterable[GPT]):
         self.members = list(members)
-        forms = {(member.config.vocab_size, member.config.block_size) for member in self.members}
-        if len(self.members) < 2 or len(forms) > 1:
-            raise ValueError("an ensemble needs two models or more, with the same number of tokens and the same block_size")
-        self.config = self.members[0].config         # for these two; of all else each member has its own
+        sizes = {(member.config.vocab_size, member.config.block_size) for member in self.members}
+        if len(self.members) < 2 or len(sizes) > 1:
+            raise ValueError("an ensemble needs at least two models, with the same vocab_size and the same block_size")
+        self.config = self.members[0].config        # for these two sizes; everything else may differ from member to member
 
-    def parameters(self):
+    def copy(self) -> "Ensemble":
+        """Copies of the members, which can be trained without changing these."""
+        return Ensemble(member.copy() for member in self.members)
+
+    def parameters(self) -> dict[str, Parameter]:
         """Name -> Parameter, of all members."""
         return {f"{i}.{name}": parameter for i, member in enumerate(self.members)
                 for name, parameter in member.parameters().items()}
 
-    def forward(self, ids, cache=None):
-        """Logits (B, T, V), as GPT.forward: here the logarithms of sums of probabilities."""
+    def forward(self, ids: np.ndarray, cache: list | None = None) -> np.ndarray:
+        """Logits (B, T, V) of ids (B, T), as GPT.forward: the logarithms of the sums of the members' probabilities."""
         caches = cache or [None] * len(self.members)
-        return _together(member.forward(ids, cache=c) for member, c in zip(self.members, caches))
+        return _log_of_sum(member.forward(ids, cache=c) for member, c in zip(self.members, caches))
 
-    def new_cache(self, sequences):
+    def new_cache(self, sequences: int) -> list:
+        """A cache for each member, as GPT.new_cache."""
         return [member.new_cache(sequences) for member in self.members]
 
-    def step(self, ids, cache):
-        """Logits (S, V) after one more token, as GPT.step."""
-        return _together(member.step(ids, c) for member, c in zip(self.members, cache))
+    def step(self, ids: np.ndarray, cache: list) -> np.ndarray:
+        """Logits (S, V) after one more token ids (S,), as GPT.step."""
+        return _log_of_sum(member.step(ids, c) for member, c in zip(self.members, cache))
 
 
-def members(model):
-    """The GPTs that a model consists of."""
-    return model.members if isinstance(model, Ensemble) else [model]
+def combine(models: Iterable[GPT]) -> GPT | Ensemble:
+    """One model of several, or of one that model itself."""
+    models = list(models)
+    return models[0] if len(models) == 1 else Ensemble(models)
 
 
-def empty(configs):
-    """A model with these members, and no weights that are worth anything yet."""
-    models = [GPT(config, seed=None) for config in configs]
-    return Ensemble(models) if len(models) > 1 else models[0]
-
-
-def _together(logits):
-    """The logarithm of the sum of the members' probabilities, from an iterable of their logits (..., V)."""
+def _log_of_sum(logits):
+    """log of the sum of the softmaxes of logits, an iterable of arrays (..., V)."""
     total = None
     for own in logits:
         total = np.zeros_like(own) if total is None else total
@@ -68,7 +70,7 @@ def _together(logits):
 
 @njit(parallel=True, cache=True)
 def _add_probabilities(logits, total):
-    """total (N, V) += softmax(logits (N, V)), whose rows are used up."""
+    """total (N, V) += softmax(logits (N, V)).  Overwrites logits."""
     V = logits.shape[1]
     for i in prange(len(logits)):
         _, whole = softmax_row(logits, i * V, V, V, ONE)
@@ -79,7 +81,7 @@ def _add_probabilities(logits, total):
 
 @njit(parallel=True, cache=True)
 def _logarithm(x):
-    """x = log(max(x, LEAST)), any shape."""
+    """x = log(max(x, SMALLEST_SUM)), any shape."""
     for i in prange((x.size + LANES - 1) // LANES):
         at = i * LANES
-        store_part(x, at, x.size - at, log(maximum(load_part(x, at, x.size - at, ONE), splat(LEAST))))
+        store_part(x, at, x.size - at, log(maximum(load_part(x, at, x.size - at, ONE), splat(SMALLEST_SUM))))

@@ -43,6 +43,18 @@ class GPT(Layer):
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
 
+    @property
+    def members(self) -> list["GPT"]:
+        """The models that are trained on their own: this one.  (An Ensemble has several.)"""
+        return [self]
+
+    def copy(self) -> "GPT":
+        """A model with the same config and weights, which can be trained without changing this one."""
+        model = GPT(self.config, seed=None)
+        for name, parameter in self.parameters().items():
+            model.parameters()[name].data[...] = parameter.data
+        return model
+
     def forward(self, ids, draw=None, cache=None):
         """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t say what follows ids[:, : t + 1].
 

@@ -190,16 +190,16 @@ class Ours(NumPy):
         return [self.train(shape, form, steps=1)[0][0] for shape in shapes], None
 
     def code(self, data):
-        from coder import codec
+        from coder import codec, predictor as predictors
         model = self.model.GPT(self.model.GPTConfig(), seed=1)
-        predictor, T = codec.static(model), model.config.block_size
-        layout, inputs, _ = codec.lay_out(predictor, data)
-        together = max(1, codec.TOGETHER // T)
+        predictor, T = predictors.static(model), model.config.block_size
+        block = codec.lay_out(predictor, data)
+        streams = max(1, predictors.TOKENS_PER_PASS // T)
 
         def forward():
-            for start, _, stop in codec.windows(layout.length, T):
-                for s in range(0, layout.S, together):
-                    model.forward(inputs[s:s + together, start:stop])
+            for start, _, stop in predictors.windows(block.length, T):
+                for s in range(0, block.S, streams):
+                    model.forward(block.grid[start:stop, s:s + streams].T)
         encode = partial(codec.encode_block, predictor, data)
         decode = partial(codec.decode_block, predictor, encode(), len(data))
         return [encode, decode, forward], list(decode())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coder.baselines import LIMIT, ORDERS, _predict, compress, decompress
+from coder.baselines import LARGEST_COUNT, ORDERS, _predict, compress, decompress
 from coder.intervals import bits
 
 
@@ -20,7 +20,7 @@ def text(words, seed):
 
 
 def specified_bits(data, order):
-    """The code length by the formula, in fractions and dictionaries, where no count reaches LIMIT."""
+    """The code length by the formula, in fractions and dictionaries, where no count reaches LARGEST_COUNT."""
     counts, total = {}, 0
     for i, byte in enumerate(data):
         past, share = b"\0\0" + data[:i], Fraction(1, 256)
@@ -39,7 +39,7 @@ def specified_bits(data, order):
 CASES = {
     "nothing": b"", "one byte": b"x", "one zero": b"\0", "all bytes": bytes(range(256)),
     "all bytes downwards": bytes(range(255, -1, -1)) * 3,
-    "one byte repeated until its counts halve": b"a" * (5 * LIMIT), "two in turn": b"ab" * 4000, "text": text(1000, 0),
+    "one byte repeated until its counts halve": b"a" * (5 * LARGEST_COUNT), "two in turn": b"ab" * 4000, "text": text(1000, 0),
     "noise": np.random.default_rng(1).bytes(5000)}
 
 

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coder import codec, verify
-from coder.codec import START, Predictor, Streams, decode_block, encode_block, windows
+from coder import predictor as predictors
+from coder import verify
+from coder.codec import START_SYMBOL, Streams, decode_block, encode_block
 from coder.compressor import decompress
-from coder.container import CoderError, read
+from coder.container import MODES, PREDICTING, CoderError, read
 from coder.mixing.mixer import Mixing
+from coder.predictor import (MAKERS, ONLINE_LEARNING, SCRATCH_LEARNING, SCRATCH_SEED, Learner, Predictor, batch_of, fast,
+                             make_predictor, online, scratch, static, windows)
 from coder.verify import LICENSE, TEXT
 from minigpt.checkpoint import fingerprint
 from minigpt.model import GPT, GPTConfig
@@ -23,12 +26,18 @@ from tests import golden_coder
 from tests.golden_coder import TINY, taught
 
 ROOM = 10_000               # bytes of text that a mixing model is made for
+
+
+def small_scratch(config):
+    model = GPT(config, SCRATCH_SEED)
+    return Predictor(model, 1, Mixing(ROOM, gpt=True), Learner(model, SCRATCH_LEARNING, batch_of(ROOM), replays=1))
+
+
 PREDICTORS = {
-    "static": lambda model: codec.static(model),
-    "online": lambda model: codec.online(model, ROOM),
-    "scratch": lambda model: Predictor(GPT(model.config, codec.SCRATCH_SEED), 1, Mixing(ROOM, gpt=True), codec.SCRATCH_LEARNING,
-                                       codec.learned(ROOM), replays=1),
-    "fast": lambda model: codec.fast(ROOM),
+    "static": static,
+    "online": lambda model: online(model, ROOM),
+    "scratch": lambda model: small_scratch(model.config),
+    "fast": lambda model: fast(ROOM),
 }
 CONFIGS = {
     "tiny": TINY,
@@ -89,22 +98,27 @@ def test_the_first_window_knows_nothing_and_the_others_know_half(length, T):
     assert first == 0 and all(known == T // 2 for _, known, _ in others)
 
 
-@given(size=st.integers(1, 5000), S=st.integers(1, 70))
+sizes_and_streams = given(size=st.integers(1, 5000), S=st.integers(1, 70))
+
+
+@sizes_and_streams
 def test_streams_are_the_block_cut_into_parts_of_nearly_one_length(size, S):
-    layout, parts = Streams(size, S), np.array_split(np.arange(size), S)
-    assert layout.length == len(parts[0])
-    assert layout.starts.tolist() == np.cumsum([0, *map(len, parts[:-1])]).tolist()
-    assert [layout.active(t) for t in range(layout.length)] == [sum(len(part) > t for part in parts)
-                                                                for t in range(layout.length)]
+    block = Streams(size, S)
+    block.symbols[:] = block.places()
+    for s, part in enumerate(np.array_split(np.arange(size), S)):
+        assert block.grid[1:len(part) + 1, s].tolist() == part.tolist()
 
 
-@given(size=st.integers(1, 5000), S=st.integers(1, 70))
-def test_streams_hold_each_byte_once(size, S):
-    layout = Streams(size, S)
-    places = layout.places(size)
-    assert places.shape == (S, layout.length) and 0 <= places.min() and places.max() < size
-    held = [place for t in range(layout.length) for place in places[:layout.active(t), t]]
-    assert sorted(held) == list(range(size))
+@sizes_and_streams
+def test_symbols_are_coded_time_by_time_and_at_each_time_stream_by_stream(size, S):
+    block, parts = Streams(size, S), np.array_split(np.arange(size), S)
+    assert block.places().tolist() == [part[t] for t in range(len(parts[0])) for part in parts if t < len(part)]
+    for t in range(block.length):
+        assert block.places()[block.coded(t, t + 1)].tolist() == [part[t] for part in parts if t < len(part)]
+
+
+def test_a_stream_follows_the_start_symbol():
+    assert (Streams(5, 3).grid[0] == START_SYMBOL).all()
 
 
 @pytest.mark.parametrize("mode, most", [("static", 64), ("online", 1), ("scratch", 1), ("fast", 1)])
@@ -135,7 +149,7 @@ def test_a_block_comes_back_whatever_the_model(mode, name):
 @settings(deadline=None, max_examples=25)
 @given(data=st.binary(min_size=1, max_size=120))
 def test_any_bytes_come_back(data):
-    round_trip(lambda: codec.online(taught(), len(data)), data)
+    round_trip(lambda: online(taught(), len(data)), data)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -160,19 +174,19 @@ def test_blocks_one_after_the_other_come_back(mode):
 @pytest.mark.parametrize("S", [1, 2, 5])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_symbol_by_symbol_gives_the_frequencies_of_the_whole_window(name, S):
-    predictor = codec.static(GPT(CONFIGS[name], seed=3))
+    predictor = static(GPT(CONFIGS[name], seed=3))
     T = predictor.model.config.block_size
-    inputs = noise(S, T)
+    inputs = noise(T, S)
     for first in {0, T // 2, T - 1}:
-        by_symbol = [predictor.open(inputs[:, :first + 1])] + [predictor.step(inputs[:, t]) for t in range(first + 1, T)]
-        assert (np.stack(by_symbol) == predictor.predict(inputs, [(0, first, T)])[0]).all()
+        by_symbol = [predictor.prefill(inputs[:first + 1])] + [predictor.step(inputs[t]) for t in range(first + 1, T)]
+        assert (np.concatenate(by_symbol) == predictor.predict(inputs, [(0, first, T)])[0]).all()
 
 
 def test_streams_that_pass_through_the_model_in_turns_have_the_same_frequencies(monkeypatch):
-    predictor, inputs = codec.static(taught()), noise(7, 16)
+    predictor, inputs = static(taught()), noise(16, 7)
     (together,) = predictor.predict(inputs, [(0, 8, 16)])
     for tokens in (1, 32, 64):
-        monkeypatch.setattr(codec, "TOGETHER", tokens)
+        monkeypatch.setattr(predictors, "TOKENS_PER_PASS", tokens)
         assert (predictor.predict(inputs, [(0, 8, 16)])[0] == together).all()
 
 
@@ -180,7 +194,7 @@ def cross_entropy(model, data, S):
     """Bits that data costs by the model's exact probabilities, float64, in the windows that the codec cuts."""
     bits = 0.0
     for stream in np.array_split(np.frombuffer(data, np.uint8).astype(np.int64), S):
-        inputs = np.concatenate([[START], stream[:-1]])
+        inputs = np.concatenate([[START_SYMBOL], stream[:-1]])
         for start, first, stop in windows(-(-len(data) // S), model.config.block_size):
             logits = model.forward(inputs[None, start:stop])[0, first:].astype(np.float64)
             peak = logits.max(axis=1)
@@ -194,12 +208,12 @@ def cross_entropy(model, data, S):
 def test_a_static_code_is_as_long_as_the_cross_entropy(size, S):
     model = taught()
     bits = cross_entropy(model, text(size), S)
-    code = encode_block(codec.static(model), text(size))
+    code = encode_block(static(model), text(size))
     assert bits / 8 - 1 < len(code) < 1.0005 * bits / 8 + 64
 
 
 def test_what_the_model_knows_takes_less_than_noise_does():
-    codes = [len(encode_block(codec.static(taught()), data)) for data in (LICENSE, noise(len(LICENSE)).astype(np.uint8).tobytes())]
+    codes = [len(encode_block(static(taught()), data)) for data in (LICENSE, noise(len(LICENSE)).astype(np.uint8).tobytes())]
     assert codes[0] < 0.8 * len(LICENSE) < codes[1]
 
 
@@ -216,17 +230,17 @@ def test_the_model_that_was_given_stays_as_it_was(mode):
 def test_online_learns_from_every_full_window():
     seen = []
     for size in (16, 17, 24, 25):           # after a window of 16 each brings 8, and nobody learns from the last one
-        predictor = codec.online(taught(), size)
+        predictor = online(taught(), size)
         encode_block(predictor, text(size))
-        seen.append(predictor.optimizers[0].step_count)
+        seen.append(predictor.learner.optimizers[0].step_count)
     assert seen == [0, 1, 1, 2]
 
 
 def test_learning_pays_on_what_repeats_itself():
     repetitive = b"0123456789abcdef" * 60
-    static = codec.static(GPT(TINY, seed=3))
-    learning = Predictor(GPT(TINY, seed=3), learning=codec.ONLINE, rows=1)
-    assert len(encode_block(learning, repetitive)) < 0.95 * len(encode_block(static, repetitive))
+    model, same = GPT(TINY, seed=3), GPT(TINY, seed=3)
+    learning = Predictor(model, learner=Learner(model, ONLINE_LEARNING, batch=1))
+    assert len(encode_block(learning, repetitive)) < 0.95 * len(encode_block(static(same), repetitive))
 
 
 @everywhere
@@ -239,19 +253,21 @@ def test_blocks_are_independent_only_if_nothing_learns(mode):
 THREADS = """
 import sys
 import numba
-from coder import codec, verify
+from coder import codec, predictor
 from minigpt.model import GPT, GPTConfig
 from coder.verify import TEXT
 
 model = GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=64), 3)        # enough work for two
 codes = []
-for predict in (codec.static, lambda model: codec.online(model, len(TEXT))):
+for mode in "static", "online":
+    def make():
+        return predictor.make_predictor(mode, len(TEXT), model)
     for threads in (1, 2):
         numba.set_num_threads(threads)
-        codes.append(codec.encode_block(predict(model), TEXT))
+        codes.append(codec.encode_block(make(), TEXT))
     numba.set_num_threads(2)
     assert codes[-1] == codes[-2], "encoded with 1 and with 2 threads"
-    assert codec.decode_block(predict(model), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
+    assert codec.decode_block(make(), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
 """
 
 
@@ -261,6 +277,22 @@ def test_one_thread_encodes_and_two_decode():
     run = subprocess.run([sys.executable, "-c", THREADS], env=environment, cwd=Path(__file__).parents[1],
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+# --- modes ------------------------------------------------------------------------------------------------------------
+
+def test_there_is_a_maker_for_each_mode_that_predicts():
+    assert list(MAKERS) == PREDICTING
+
+
+@pytest.mark.parametrize("mode", PREDICTING)
+def test_a_mode_is_what_the_table_says(mode):
+    """Its predictor learns if it is adaptive, and starts from the trained model if it needs one."""
+    predictor = make_predictor(mode, 1500, taught())
+    first, again = (encode_block(predictor, text(700)) for _ in range(2))
+    assert (first != again) == MODES[mode].adaptive == bool(predictor.mixing)
+    knows = predictor.model is not None and fingerprint(make_predictor(mode, 1500, taught()).model) == fingerprint(taught())
+    assert knows == MODES[mode].needs_model
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------
@@ -292,8 +324,8 @@ def test_noise_in_place_of_a_code_gives_some_bytes(mode, seed):
 @pytest.mark.parametrize("size", [1, 40, 3001])
 def test_progress_adds_up_to_the_block(size):
     encoded, lengths, decoded = [], [], []
-    code = encode_block(codec.static(taught()), text(size), lambda count, taken: (encoded.append(count), lengths.append(taken)))
-    decode_block(codec.static(taught()), code, size, decoded.append)
+    code = encode_block(static(taught()), text(size), lambda count, taken: (encoded.append(count), lengths.append(taken)))
+    decode_block(static(taught()), code, size, decoded.append)
     assert sum(encoded) == sum(decoded) == size and encoded == decoded
     assert lengths == sorted(lengths) and lengths[-1] <= len(code) <= lengths[-1] + 1
 
@@ -315,13 +347,13 @@ def test_this_machine_computes_the_golden_codes():
 
 def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):
     monkeypatch.setattr(verify.codec, "decode_block", lambda *arguments: b"something else")
-    with pytest.raises(CoderError, match="does not come back"):
+    with pytest.raises(CoderError, match="does not give the original back"):
         dict(verify.results())
 
 
 @pytest.mark.parametrize("size", [1100, 3000, 20000])
 def test_the_rates_of_scratch_fall_but_not_to_nothing(size):
-    predictor = codec.scratch(size)
-    codec.encode_block(predictor, (LICENSE * 30)[:size])
-    (optimizer,) = predictor.optimizers
+    predictor = scratch(size)
+    encode_block(predictor, (LICENSE * 30)[:size])
+    (optimizer,) = predictor.learner.optimizers
     assert optimizer.step_count < optimizer.steps < 10 ** 6

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
 import socket
 import sys
@@ -19,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compress_demo
-from coder import __main__ as command_line
-from coder import baselines, codec, packed, report
+from coder import baselines, codec, models, packed, report
+from coder import predictor as predictors
 from coder.compressor import compress
 from coder.container import CoderError, read
 from coder.intervals import bits, decode, interval
@@ -41,7 +42,7 @@ ODD = b"a\xffb \xe2\x80 \x1b[31m\r\n\ttab \xc2\x85 " + "é多\U0001f600\u202e".e
 def tiny_scratch():
     """Learning from scratch, with less of a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "SCRATCH", CONFIG)
+        patch.setattr(predictors, "SCRATCH", CONFIG)
         yield
 
 
@@ -83,7 +84,7 @@ def file(trained):
 
 @pytest.fixture(scope="module")
 def said(trained, file):
-    return demo(trained, file, "--html", trained / "page.html")
+    return demo(trained, file, "--html", trained / "page.html", "--model", trained / "run/model.safetensors")
 
 
 def row(said, name):
@@ -141,7 +142,7 @@ def test_it_works_where_they_are_not_installed(monkeypatch):
     for module in ("compression.zstd", "zstandard", "brotli"):
         monkeypatch.setitem(sys.modules, module, None)
     assert [m.name for m in compress_demo.methods(None, 1)] == [
-        "gzip -9", "bzip2 -9", "xz -9e", "order 0", "order 2", "fast", "GPT scratch", "GPT static", "GPT online"]
+        "gzip -9", "bzip2 -9", "xz -9e", "order 0", "order 2", "fast", "GPT scratch", "GPT online", "GPT static"]
 
 
 @pytest.mark.parametrize("data", [b"x", TEXT[:400], ODD * 3], ids=["one byte", "text", "odd"])
@@ -152,7 +153,7 @@ def test_every_method_gives_every_text_back(data, model):
 
 def test_a_method_that_gives_something_else_back_is_found_out():
     liar = compress_demo.Method("liar", lambda data: b"", lambda file, size: bytes(size))
-    with pytest.raises(CoderError, match="liar does not give the text back: its SHA-256"):
+    with pytest.raises(CoderError, match="liar does not give the text back: SHA-256 mismatch"):
         compress_demo.measure([liar], {"the text": b"truth"})
 
 
@@ -219,7 +220,7 @@ def test_what_is_stored_is_not_called_code(model, capsys):
 @pytest.mark.parametrize("size", [1, 15, 600, 3001])
 def test_the_integer_costs_are_what_the_coder_writes(size, model):
     data = (TEXT * 2)[:size]
-    costs, code = report.costs(model, data), codec.encode_block(codec.static(model), data)
+    costs, code = report.costs(model, data), codec.encode_block(predictors.static(model), data)
     assert len(costs.integer) == size
     assert abs(8 * len(code) - costs.integer.sum()) < 9
 
@@ -235,7 +236,7 @@ def test_blocks_follow_each_other_as_in_a_file(model, monkeypatch):
 
 def test_the_ideal_costs_are_the_losses_of_the_model(model):
     ids = np.frombuffer(TEXT[:16], np.uint8).astype(np.int64)
-    model.loss(np.append(codec.START, ids[:-1])[None], ids[None])
+    model.loss(np.append(codec.START_SYMBOL, ids[:-1])[None], ids[None])
     assert report.costs(model, TEXT[:16]).ideal == pytest.approx(model.losses[0] / log(2), rel=1e-5)
 
 
@@ -441,40 +442,48 @@ def test_the_bar_has_always_one_length_and_something_in_it(a, b):
     if a == b:
         return
     bar = compress_demo.share((Fraction(0), Fraction(1)), sorted((a, b)))
-    assert len(bar) == compress_demo.BAR and re.fullmatch("·*█+·*", bar)
+    assert len(bar) == compress_demo.BAR_WIDTH and re.fullmatch("·*█+·*", bar)
 
 
 # --- models and texts -------------------------------------------------------------------------------------------------
 
-def test_where_no_model_was_trained_it_takes_the_one_that_comes_with_it(tmp_path, model, monkeypatch):
-    shipped = tmp_path / "elsewhere/in/packed.gpt"
-    shipped.parent.mkdir(parents=True)
-    shipped.write_bytes(packed.pack(model))
-    monkeypatch.setattr(command_line, "SHIPPED", shipped)
+@pytest.fixture
+def bundled(tmp_path, model, monkeypatch):
+    """A small model in place of the bundled one."""
+    path = tmp_path / "elsewhere/in/packed.gpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(packed.pack(model))
+    monkeypatch.setattr(models, "BUNDLED", path)
+    return path
+
+
+def test_without_model_it_takes_the_bundled_one(tmp_path, bundled):
     (tmp_path / "text").write_bytes(TEXT[:100])
-    said, size = demo(tmp_path, "text"), shipped.stat().st_size
-    assert f"model: {shipped}, 1 layers of width 16, windows of 16: " in said
+    said, size = demo(tmp_path, "text"), bundled.stat().st_size
+    assert f"model: {bundled}, 1 layers of width 16, windows of 16: " in said
     assert f"model {size / 1e6:.1f} MB" in row(said, "GPT static")
-    code = len(compress(TEXT[:100], "static", packed.load(shipped)[0]))
+    code = len(compress(TEXT[:100], "static", models.load(bundled)[0]))
     assert list(map(number, account(said, "GPT static").split()[:2])) == [code, code + size]
     assert f"decoded by stretching    {compress_demo.SENTENCE.decode()}\n" in said
 
 
-def test_the_model_that_comes_with_it_is_known_by_its_path_size_and_text(tmp_path, monkeypatch, capsys):
+def test_the_bundled_model_is_known_by_its_path_size_and_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, size, trained_on = compress_demo.load(None)
-    assert capsys.readouterr().out.startswith(f"model: {packed.SHIPPED}, {model.config.n_layer} layers of width ")
-    assert fingerprint(model) == fingerprint(packed.load(packed.SHIPPED)[0])
-    assert size == packed.SHIPPED.stat().st_size and trained_on == corpus.CORPORA["shakespeare"].sha256
+    assert capsys.readouterr().out.startswith(f"model: {models.BUNDLED}, {model.config.n_layer} layers of width ")
+    assert fingerprint(model) == fingerprint(models.load()[0])
+    assert size == models.BUNDLED.stat().st_size and trained_on == corpus.CORPORA["shakespeare"].sha256
     method = next(m for m in compress_demo.methods(model, size) if m.name == "GPT static")
     assert method.shared == f"model {size / 1e6:.1f} MB"
     file = method.compress(SHORT)
     assert method.decompress(file, len(SHORT)) == SHORT and len(file) < len(method.compress(SHORT[::-1]))
 
 
-def test_a_model_that_was_trained_here_comes_first(trained, monkeypatch):
+def test_a_model_that_was_trained_in_this_folder_is_not_taken_unless_it_is_named(trained, monkeypatch, bundled, capsys):
     monkeypatch.chdir(trained)
-    model, size, trained_on = compress_demo.load(None)
+    compress_demo.load(None)
+    assert capsys.readouterr().out.startswith(f"model: {bundled}, ")
+    model, size, trained_on = compress_demo.load("run/model.safetensors")
     assert fingerprint(model) == fingerprint(load_checkpoint(trained / "run/model.safetensors").model)
     assert size == sum(4 * parameter.data.size for parameter in model.parameters().values())
     assert trained_on == compress_demo.hashlib.sha256(TEXT).hexdigest()
@@ -482,7 +491,7 @@ def test_a_model_that_was_trained_here_comes_first(trained, monkeypatch):
 
 def test_any_file_will_do(trained):
     (trained / "binary").write_bytes(ODD * 4 + compress_demo.noise(300))
-    said = demo(trained, "binary", "--html", trained / "binary.html")
+    said = demo(trained, "binary", "--html", trained / "binary.html", "--model", "run/model.safetensors")
     assert row(said, "GPT online") and "\x1b" not in said
     assert "\\x1b[31m" in Page((trained / "binary.html").read_text("utf-8")).text
 
@@ -503,11 +512,11 @@ def cache(tmp_path, monkeypatch):
 def test_the_text_is_the_validation_part_of_the_cached_corpus(cache, capsys):
     cache.write_bytes(TEXT)
     assert compress_demo.choose_text(options(), None)[1] == TEXT[len(TEXT) * 9 // 10:]
-    assert "text: King's News, the part for validation, all" in capsys.readouterr().out
+    assert "text: King's News, the validation split, all" in capsys.readouterr().out
 
 
 def test_where_none_is_cached_or_it_is_damaged_the_text_is_the_readme(cache):
-    readme = Path(compress_demo.__file__).with_name("README.md").read_bytes()[:compress_demo.BYTES]
+    readme = Path(compress_demo.__file__).with_name("README.md").read_bytes()[:compress_demo.FIRST_BYTES]
     assert compress_demo.choose_text(options(), None) == ("README.md", readme)
     cache.write_bytes(TEXT[1:])
     assert compress_demo.choose_text(options(), None) == ("README.md", readme)
@@ -538,8 +547,8 @@ WRONG = {
     "a folder": ([".."], lambda folder: None, "..: Is a directory"),
     "empty": (["empty"], lambda folder: (folder / "empty").touch(), "empty is empty: there is nothing to predict"),
     "no folder for the page": (["--html", "no/page.html"], lambda folder: None, "no/page.html cannot be written: No such file"),
-    "a folder as page": (["--html", "."], lambda folder: None, "is no page of this script"),
-    "the text as page": (["--html", "text"], lambda folder: (folder / "text").write_text("mine"), "text exists and is no page"),
+    "a folder as page": (["--html", "."], lambda folder: None, "is not a page of this script"),
+    "the text as page": (["--html", "text"], lambda folder: (folder / "text").write_text("mine"), "text exists and is not"),
     "no model": (["--model", "missing"], lambda folder: None, "there is no model at missing"),
     "no checkpoint": (["--model", "text"], lambda folder: (folder / "text").write_text("mine"), "cannot be read as a checkpoint"),
     "characters": (["--model", "c"], characters_only, "c predicts 2 characters, but files are made of bytes"),
@@ -571,13 +580,13 @@ def test_a_page_gives_way_to_a_page(tmp_path):
 def test_a_page_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError):
         report.save(tmp_path / "page.html", "page")
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_is_one_line(trained, monkeypatch):
+def test_ctrl_c_is_one_line(trained, monkeypatch, bundled):
     def interrupted(*_):
         raise KeyboardInterrupt
     monkeypatch.setattr(compress_demo, "measure", interrupted)

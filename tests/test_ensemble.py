@@ -1,4 +1,4 @@
-"""Ensembles: the mean of probabilities, with the same bits however it is asked for; learned, packed and coded as one model."""
+"""Ensemble averaging: the mean of probabilities, the same bits for a window and token by token; one model to the coder."""
 
 from dataclasses import replace
 
@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from numba import get_num_threads, set_num_threads
 
-from coder import codec, packed
-from coder.compressor import compress, decompress, short_fingerprint
+from coder import __main__ as command_line
+from coder import models, packed
+from coder.codec import encode_block
+from coder.compressor import compress, decompress
+from coder.models import short_fingerprint
+from coder.predictor import online
 from minigpt.checkpoint import fingerprint, save_checkpoint
-from minigpt.ensemble import Ensemble, empty, members
+from minigpt.ensemble import Ensemble, combine
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -71,9 +75,9 @@ def test_a_file_comes_back_and_the_model_stays_as_it_was(mode):
 
 def test_every_member_learns_online():
     model = pair()
-    predictor = codec.online(model, len(TEXT))
-    codec.encode_block(predictor, TEXT)
-    for learned, given in zip(members(predictor.model), members(model)):
+    predictor = online(model, len(TEXT))
+    encode_block(predictor, TEXT)
+    for learned, given in zip(predictor.model.members, model.members):
         assert fingerprint(learned) != fingerprint(given)
 
 
@@ -85,7 +89,7 @@ def test_its_name_tells_its_members_and_their_order():
 
 def test_packed_it_comes_back():
     model, text_sha256 = packed.unpack(packed.pack(pair(), "12ab", fineness=200))
-    assert [member.config for member in members(model)] == [member.config for member in pair().members] and text_sha256 == "12ab"
+    assert [member.config for member in model.members] == [member.config for member in pair().members] and text_sha256 == "12ab"
     assert np.allclose(model.forward(IDS), pair().forward(IDS), atol=0.05)
 
 
@@ -94,9 +98,9 @@ def test_the_command_line_packs_several(texts, known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, member, text in zip("ab", pair().members, texts):
         save_checkpoint(name, member, ByteTokenizer(), {"text_sha256": text})
-    packed.main(["a", "b", "ab"])
-    model, text_sha256 = packed.load("ab")
-    assert len(members(model)) == 2 and text_sha256 == known
+    command_line.main(["pack", "a", "b", "ab"])
+    model, text_sha256 = models.load("ab")
+    assert len(model.members) == 2 and text_sha256 == known
 
 
 def test_models_that_do_not_fit_together_are_one_sentence(tmp_path, monkeypatch):
@@ -105,9 +109,27 @@ def test_models_that_do_not_fit_together_are_one_sentence(tmp_path, monkeypatch)
     save_checkpoint("b", GPT(replace(SMALL, block_size=8), 1), ByteTokenizer())
     save_checkpoint("c", GPT(replace(SMALL, vocab_size=2), 1), CharTokenizer("ab"))
     for other in "bc":
-        with pytest.raises(SystemExit, match="^coder.packed: an ensemble needs"):
-            packed.main(["a", other, "out"])
+        with pytest.raises(SystemExit, match="^coder: an ensemble needs"):
+            command_line.main(["pack", "a", other, "out"])
     for few in ([], [GPT(SMALL, 1)]):
-        with pytest.raises(ValueError, match="two models or more"):
+        with pytest.raises(ValueError, match="at least two models"):
             Ensemble(few)
-    assert members(empty([SMALL]))[0].config == SMALL
+
+
+@pytest.mark.parametrize("model", [GPT(SMALL, seed=1), pair()], ids=["GPT", "Ensemble"])
+def test_a_copy_has_the_same_bits_and_can_be_changed_alone(model):
+    before, copy = fingerprint(model), model.copy()
+    cache = copy.new_cache(len(IDS))
+    assert fingerprint(copy) == before and copy.forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    for member in copy.members:
+        for parameter in member.parameters().values():
+            parameter.data += 1
+    assert fingerprint(model) == before != fingerprint(copy)
+    logits = copy.forward(IDS)[:, 0].tobytes()
+    assert copy.step(IDS[:, 0], cache).tobytes() == logits              # the cached step has the copy's weights too
+
+
+def test_one_model_alone_is_no_ensemble():
+    model = GPT(SMALL, seed=1)
+    assert combine([model]) is model and model.members == [model]
+    assert combine(pair().members).forward(IDS).tobytes() == pair().forward(IDS).tobytes()

@@ -124,6 +124,22 @@ def test_the_same_logits_higher_up_give_the_same_frequencies(V):
     assert (to_frequencies(logits.astype(np.float32)) == to_frequencies((logits + 32).astype(np.float32))).all()
 
 
+@pytest.mark.parametrize("view", [
+    lambda x: x[:, ::2], lambda x: x[::3], lambda x: x[:, 5:69], lambda x: x.T, lambda x: np.asfortranarray(x),
+    lambda x: np.broadcast_to(x[0], x.shape), lambda x: x.reshape(4, 3, 128)[:, -1]])
+def test_a_view_has_the_frequencies_of_a_copy(view):
+    logits = view(random_logits((12, 128)))
+    assert (to_frequencies(logits) == to_frequencies(np.array(logits, order="C"))).all()
+
+
+@pytest.mark.parametrize("logits", [
+    np.zeros((2, 3)), np.zeros((2, 3), np.int32), np.zeros((2, 3), ">f4"), np.zeros(3, np.float32),
+    np.zeros((2, 3, 4), np.float32)], ids=lambda logits: f"{logits.dtype} {logits.shape}")
+def test_logits_of_another_type_or_shape_are_refused(logits):
+    with pytest.raises(ValueError, match=r"logits must be \(N, V\) of float32, not "):
+        to_frequencies(logits)
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("spread", [0.5, 2, 4])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coder import codec
+from coder import predictor as predictors
 from coder.codec import decode_block, encode_block
 from coder.mixing import contexts, histories, logistic, mixer
 from coder.mixing.contexts import ALL_CONTEXTS, CONTEXTS, FAST_CONTEXTS
@@ -33,7 +33,7 @@ FILES = {
 
 def blocks(data, size=1500, **options):
     """The codes of data in blocks of `size` under one mixing model; the bytes that a second one makes of them."""
-    encoder, decoder = (codec.Predictor(None, mixing=Mixing(len(data), **options)) for _ in range(2))
+    encoder, decoder = (predictors.Predictor(None, mixing=Mixing(len(data), **options)) for _ in range(2))
     parts = [data[start:start + size] for start in range(0, len(data), size)]
     codes = [encode_block(encoder, part) for part in parts]
     return codes, b"".join(decode_block(decoder, code, len(part)) for code, part in zip(codes, parts))
@@ -388,14 +388,16 @@ def test_decoder_tells_how_many_bytes_are_missing():
 def test_the_mixture_is_no_worse_than_the_better_part(name):
     """By 2 % at most, and 12 bytes of learning whom to trust."""
     data = FILES[name]
-    alone = codec.Predictor(codec.online(taught(), 0).model, learning=codec.ONLINE, rows=codec.learned(len(data)))
-    contexts_alone = codec.Predictor(None, mixing=Mixing(len(data)))
-    mixed = codec.online(taught(), len(data))
+    model = taught().copy()
+    learner = predictors.Learner(model, predictors.ONLINE_LEARNING, predictors.batch_of(len(data)))
+    alone = predictors.Predictor(model, learner=learner)
+    contexts_alone = predictors.Predictor(None, mixing=Mixing(len(data)))
+    mixed = predictors.online(taught(), len(data))
     gpt, without, both = (len(encode_block(predictor, data)) for predictor in (alone, contexts_alone, mixed))
     assert both <= 1.02 * min(gpt, without) + 12
 
 
 def test_a_primer_helps_and_leaves_the_weights_of_the_gpt_as_they_were():
-    plain, primed = codec.online(taught(), len(TEXT)), codec.online(taught(), len(TEXT), LICENSE)
+    plain, primed = predictors.online(taught(), len(TEXT)), predictors.online(taught(), len(TEXT), LICENSE)
     assert (plain.mixing.memory.weights[:, -3:] == primed.mixing.memory.weights[:, -3:]).all()
     assert len(encode_block(primed, TEXT)) < 0.7 * len(encode_block(plain, TEXT))

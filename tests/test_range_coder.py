@@ -112,6 +112,10 @@ def test_batches_of_any_size_are_one_stream(stream, some_cuts, other_cuts):
     assert np.concatenate(parts).tolist() == symbols.tolist()
 
 
+def test_an_encoder_is_true_even_before_its_first_byte():
+    assert Encoder() and Encoder().size == 0
+
+
 def test_vocabularies_may_differ_from_batch_to_batch():
     encoder, sizes = Encoder(), (300, 1, 2, 256)
     for V in sizes:
@@ -126,7 +130,7 @@ def test_finish_changes_nothing():
     encoder = Encoder()
     for i in range(300):
         assert encoder.finish() == encoder.finish() == encoded(frequencies[:i], symbols[:i])
-        assert len(encoder) <= len(encoder.finish()) <= len(encoder) + 1
+        assert encoder.size <= len(encoder.finish()) <= encoder.size + 1
         encoder.encode(frequencies[i:i + 1], symbols[i:i + 1])
 
 
@@ -375,6 +379,7 @@ ARGUMENTS = {
     "start_encoding": (), "encode_symbol": (STATE, BYTES, INT, INT, INT), "_carry": (BYTES, INT),
     "finish_encoding": (STATE, BYTES), "start_decoding": (BYTES,), "_read": (STATE, BYTES),
     "decode_target": (STATE, INT), "decode_symbol": (STATE, BYTES, INT, INT), "_totals": (TABLE,),
+    "find_symbol": (types.Array(types.uint32, 1, "C"), types.uint64),
     "make_room": (STATE, BYTES, INT), "encode_bit": (STATE, BYTES, INT, INT), "decode_bit": (STATE, BYTES, INT),
     "_encode": (STATE, BYTES, TABLE, types.uint64[::1], types.int64[::1]),
     "_decode": (STATE, BYTES, TABLE, types.uint64[::1])}

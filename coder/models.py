@@ -1,0 +1,59 @@
+"""The models to compress with: the bundled one, or one from a file; and the fingerprint by which a compressed file names it.
+
+The fingerprint in a compressed file is the first half of the SHA-256 of an ASCII text, `weights configs`:
+    weights     the SHA-256, in lower-case hexadecimal, over all arrays, sorted by name (an ensemble's begin with 0., 1., ...):
+                of each a line "name dtype shape" that ends in a line feed, as in "head.weight float32 (128, 256)", then
+                its bytes, row by row and little-endian (minigpt/checkpoint.py)
+    configs     of each member, separated by spaces: the fields FINGERPRINTED of its config, in this order, as Python's
+                json.dumps writes an object: {"activation": "relu2", "bias": false, ...}
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from minigpt.checkpoint import CheckpointError, fingerprint, load_checkpoint
+from minigpt.ensemble import Ensemble
+from minigpt.model import GPT
+
+from . import packed
+from .container import CoderError
+
+BUNDLED = Path(__file__).with_name("shakespeare.gpt")
+FINGERPRINTED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "norm", "norm_order", "position", "qk_norm",
+                 "tied", "vocab_size")      # fields of the config that decide how the weights are used; part of the format
+
+
+def load(path: Path | str | None = None) -> tuple[GPT | Ensemble, str | None]:
+    """The model in `path`, a packed model or a checkpoint, by default the bundled one; and the SHA-256 (hexadecimal) of the
+    text that it was trained on, if that is known.
+
+    CheckpointError where the file is missing, foreign, damaged, or of another version.
+    """
+    path = path or BUNDLED
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(packed.MAGIC)) == packed.MAGIC:
+                return packed.unpack(packed.MAGIC + file.read())
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except OSError:
+        pass                                    # load_checkpoint says it better
+    checkpoint = load_checkpoint(path)
+    return checkpoint.model, checkpoint.run.get("text_sha256")
+
+
+def short_fingerprint(model: GPT | Ensemble) -> bytes:
+    """16 bytes that depend on every weight of the model and on how it uses them, as described above."""
+    config = " ".join(json.dumps({name: getattr(member.config, name) for name in FINGERPRINTED}) for member in model.members)
+    return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
+
+
+def load_fitting(wanted: bytes, path: Path | str | None = None) -> GPT | Ensemble:
+    """The model in `path`, by default the bundled one, if `wanted` is its short fingerprint.  CoderError if it is not."""
+    model, _ = load(path)
+    found = short_fingerprint(model)
+    if found != wanted:
+        raise CoderError(f"the file needs the model with the fingerprint {wanted.hex()}, but {path or 'the bundled model'} has "
+                         f"{found.hex()}: pass the right one with --model FILE")
+    return model
