@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coder import predictor as predictors
 from coder.codec import decode_block, encode_block
-from coder.mixing import contexts, histories, logistic, mixer
+from coder.mixing import contexts, histories, logistic, predict
 from coder.mixing.contexts import ALL_CONTEXTS, CONTEXTS, FAST_CONTEXTS
 from coder.mixing.histories import BUCKET_WORDS, COUNT_LIMIT, MATCH_MINIMUM, MATCHES, pack_counter, unpack_counter
 from coder.mixing.logistic import (APM_POINTS, P_ONE, RECIPROCALS, SQUASH, STRETCH, WEIGHT_LIMIT, X_LIMIT, dot_product, new_apm,
@@ -177,16 +177,16 @@ def test_a_counter_counts_its_bits_and_remembers_the_last_six(inputs):
     table, buckets, p_statemaps, node_statemaps, states = one_context(inputs)
     x = np.ones(inputs, np.int32)
 
-    def predict():
+    def known():
         return histories.predict_histories(table, buckets, 5, 37, 1, p_statemaps, node_statemaps, states, x, STRETCH)
-    assert predict() == 0 and not x.any()
+    assert known() == 0 and not x.any()
     bits = [1, 0, 1, 1, 0, 0, 1, 1] * 6
     for i, bit in enumerate(bits):
-        predict()
+        known()
         histories.update_histories(table, buckets, 5, 37, p_statemaps, node_statemaps, states, bit, RECIPROCALS)
         _, n, last_bits = unpack_counter(table[0, 5])
         assert last_bits == int("1" + "".join(map(str, bits[max(0, i - 5):i + 1])), 2) and n == min(i + 1, COUNT_LIMIT)
-    assert predict() == 1
+    assert known() == 1
     assert (table[0, [i for i in range(BUCKET_WORDS) if i != 5]] == 0).all()
     updated = np.flatnonzero(node_statemaps != 2 ** 31)         # not by the first bit, before which there is no history
     histories_seen = {tuple(bits[max(0, i - 6):i]) for i in range(1, 48)}
@@ -233,7 +233,7 @@ def test_a_nibble_has_15_nodes_and_each_is_reached_by_one_path():
     for first_bit in 0, 4:
         for path in range(8):
             partials = [(1 << first_bit | 5 & (1 << first_bit) - 1) << depth | path >> 3 - depth for depth in range(4)]
-            nodes = [mixer.nibble_node(partial, first_bit + depth) for depth, partial in enumerate(partials)]
+            nodes = [predict.nibble_node(partial, first_bit + depth) for depth, partial in enumerate(partials)]
             assert nodes == [1 << depth | path >> 3 - depth for depth in range(4)]
 
 
@@ -282,7 +282,7 @@ def test_a_match_expects_what_followed(unit, times):
     data = unit * times
     text, past = np.zeros(len(data), np.uint8), np.zeros(contexts.FIELDS, np.uint64)
     followers, matches = np.zeros((2, 2 ** 16), np.uint64), np.zeros((MATCHES, 2), np.int64)
-    last_seen = np.zeros((MATCHES, 2 ** histories.MATCH_HASH_BITS), np.int32)
+    last_seen = np.zeros((MATCHES, histories.MATCH_HASHES), np.int32)
     for position, byte in enumerate(data):
         for k in range(MATCHES):
             expected, length = histories.find_match(matches, k, text, position, past[contexts.HISTORY], last_seen)
@@ -298,7 +298,7 @@ def test_a_match_expects_what_followed(unit, times):
 @settings(deadline=None, max_examples=40)
 def test_a_run_is_the_last_byte_of_a_context_and_how_often_it_came_in_a_row(text, times):
     data = text.encode() + b"c" * times
-    runs, hashes = np.zeros((1, 2 ** histories.RUN_HASH_BITS), np.uint16), np.array([77 << 48], np.uint64)
+    runs, hashes = np.zeros((1, histories.RUN_HASHES), np.uint16), np.array([77 << 48], np.uint64)
     entries, expected, lengths = np.zeros((3, MATCHES + 1), np.int64)
     for i in range(len(data) + 1):
         histories.find_runs(runs, hashes, entries, expected, lengths)
@@ -312,7 +312,7 @@ def test_a_run_is_the_last_byte_of_a_context_and_how_often_it_came_in_a_row(text
 
 def test_frequencies_are_summed_over_the_bytes_that_begin_with_the_same_bits():
     frequencies, sums = np.random.default_rng(4).integers(1, 2 ** 24, (2, 256)).astype(np.uint32), np.zeros(512, np.int64)
-    mixer.sum_frequencies(frequencies, 1, sums)
+    predict.sum_frequencies(frequencies, 1, sums)
     for partial in range(1, 256):
         left = 8 - (partial.bit_length() - 1)
         begin = (partial << left) - 256

@@ -1,1 +1,1 @@
-"""Context mixing: bit predictions of many contexts, of matches and of the GPT, added up by a small network."""
+"""Context mixing: the bits of each byte, predicted from many contexts, matches and the GPT.  Begin with mixer.py."""

@@ -39,8 +39,7 @@ MATCHES = 2
 LONG_MATCH, SHORT_MATCH = range(MATCHES)
 MATCH_MINIMUM = np.array([8, 5])    # bytes
 MATCH_VERIFIED = 40                 # bytes that are compared, at most, when a match begins
-MATCH_HASH_BITS = 18
-RUN_HASH_BITS = 16
+MATCH_HASHES, RUN_HASHES = 2 ** 18, 2 ** 16
 LENGTH_STEPS = 64                   # a StateMap's entries by length
 
 
@@ -66,7 +65,7 @@ def append_bit(last_bits, bit):
 
 
 def new_history_node_statemap() -> np.ndarray:
-    """(HISTORY_NODE_STATES,) uint32: whatever the byte's bits so far, the mean of the last bits as a StateMap would learn it."""
+    """(HISTORY_NODE_STATES,) uint32: the mean of the last bits, as a StateMap learns it, whatever the byte's bits so far."""
     p = [2 ** 21, 2 ** 21]
     for bits in range(2, 128):
         before = p[bits >> 1]
@@ -177,11 +176,11 @@ def update_histories(table, buckets, node, partial, p_statemaps, node_statemaps,
 def find_match(matches, k, text, position, history, last_seen):
     """Let match k go on, or look for a new one.  Returns the expected byte plus 256, and the match's length; or 0, 0.
 
-    history: the last 8 bytes, uint64.  last_seen (MATCHES, 2^MATCH_HASH_BITS) int32: where MATCH_MINIMUM[k] bytes of that hash
+    history: the last 8 bytes, uint64.  last_seen (MATCHES, MATCH_HASHES) int32: where MATCH_MINIMUM[k] bytes of that hash
     ended last.
     """
     minimum, pointer, length = MATCH_MINIMUM[k], matches[k, MATCH_POINTER], matches[k, MATCH_LENGTH]
-    hashed = (history << np.uint64(64 - 8 * minimum)) * MULTIPLIER >> np.uint64(64 - MATCH_HASH_BITS)
+    hashed = (history << np.uint64(64 - 8 * minimum)) * MULTIPLIER >> np.uint64(64 - 18)
     if not length:
         pointer = np.int64(last_seen[k, hashed])
         while length < min(MATCH_VERIFIED, pointer, position) and text[pointer - 1 - length] == text[position - 1 - length]:
@@ -205,10 +204,10 @@ def update_matches(matches, text, byte):
 def find_runs(runs, hashes, entries, expected, lengths):
     """Write the expected byte plus 256 of each context, and how many times in a row it came, behind those of the matches.
 
-    runs (N, 2^RUN_HASH_BITS) uint16: length << 8 | byte.  entries (N,) int64 is written, for `update_runs`.
+    runs (N, RUN_HASHES) uint16: length << 8 | byte.  entries (N,) int64 is written, for `update_runs`.
     """
     for i in range(len(runs)):
-        entries[i] = np.int64(hashes[i] >> np.uint64(64 - RUN_HASH_BITS))
+        entries[i] = np.int64(hashes[i] >> np.uint64(64 - 16))
         run = np.int64(runs[i, entries[i]])
         expected[MATCHES + i], lengths[MATCHES + i] = (256 + (run & 255), run >> 8) if run else (0, 0)
 
