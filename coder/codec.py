@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .mixing.mixer import Mixer, Mixing
+from .mixing.mixer import MixingDecoder, MixingEncoder
 from .predictor import Predictor
 from .range_coder import Decoder, Encoder
 
@@ -64,26 +64,6 @@ class PlainDecoder(Decoder):
 
     def decode(self, symbols: np.ndarray, start: int, frequencies: np.ndarray):
         symbols[:] = super().decode(frequencies[:len(symbols)])
-
-
-# To be deleted once mixing.mixer has these two itself: until then, its Mixer by their interface.
-
-class _MixerShim(Mixer):
-    def _code(self, symbols, start, frequencies):
-        first, self._place = self._place, self._place + start
-        self.code(symbols[None], 0, len(symbols), None if frequencies is None else frequencies[:, None])
-        self._place = first
-
-
-class MixingEncoder(_MixerShim):
-    def __init__(self, mixing: Mixing, size: int):
-        super().__init__(mixing, size)
-    encode = _MixerShim._code
-    size = property(Mixer.__len__)
-
-
-class MixingDecoder(_MixerShim):
-    decode = _MixerShim._code
 
 
 def encode_block(predictor: Predictor, data: bytes, progress: Callable = lambda count, taken: None) -> bytes:

@@ -270,7 +270,7 @@ def test_a_context_that_is_left_out_leaves_the_hashes_of_the_others_as_they_are(
 
 
 def test_ablation_begins_with_the_code_of_the_mode():
-    code = encode_block(codec.fast(len(LICENSE)), LICENSE)
+    code = encode_block(predictors.fast(len(LICENSE)), LICENSE)
     assert code_length(LICENSE, range(FAST_CONTEXTS), fast=True) == len(code) < code_length(LICENSE, range(5), fast=True)
 
 

@@ -202,25 +202,3 @@ def _decode(memory, fast, gpt, start, frequencies, state, code, symbols):
             update(memory, scratch, start + i, partial, bit, prediction, y)
             partial = partial << 1 | y
         symbols[i] = partial & 255
-
-
-class Mixer:
-    """What codec.py calls so far: a MixingEncoder, or the MixingDecoder of a code (bytes)."""
-
-    def __init__(self, mixing, size, code=None):
-        self.decoding = code is not None
-        self.coder = MixingDecoder(mixing, size, code) if self.decoding else MixingEncoder(mixing, size)
-
-    def code(self, symbols, start, stop, frequencies=None):
-        code = self.coder.decode if self.decoding else self.coder.encode
-        code(symbols[0, start:stop], start, None if frequencies is None else frequencies[:, 0])
-
-    def __len__(self):
-        return self.coder.size
-
-    def finish(self):
-        return self.coder.finish()
-
-    @property
-    def overrun(self):
-        return self.coder.overrun
