@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 
-from . import verify
+from . import exhaustive, verify
 from .checkpoint import CheckpointError, load_checkpoint
 from .sampling import stream
 
@@ -25,8 +25,11 @@ def main(arguments=None):
     sample.add_argument("--stop", default="", metavar="TEXT", help="end where this text would come")
     check = commands.add_parser("verify", help="compute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
+    check.add_argument("--exhaustive", action="store_true", help="instead: exp and log of all 2^32 floats, some minutes")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "verify" and options.exhaustive:
+            sys.exit(not exhaustive.report())
         if options.command == "verify":
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
         if not 0 <= options.seed < 2 ** 64:

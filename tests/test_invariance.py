@@ -74,6 +74,16 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(model, ids, logits):
         assert same(model.forward(ids[row:row + 1])[0], logits[row]), row
 
 
+def test_a_sequence_has_the_same_bits_among_any_number_of_others_in_a_window_and_token_by_token(model):
+    ids = reference.make_ids(model.config, 65, 12)
+    alone = model.forward(ids[:1])[0]                                               # (T, V)
+    for others in 1, 2, 3, 16, 64:
+        assert same(model.forward(ids[:1 + others])[0], alone), others
+        cache = model.new_cache(1 + others)
+        steps = [model.step(column[:1 + others], cache)[0] for column in ids.T]
+        assert same(np.stack(steps), alone), others
+
+
 def test_a_row_has_the_same_bits_at_every_place_of_a_batch(model, ids, logits):
     order = [3, 0, 4, 1, 3, 2]
     assert same(model.forward(ids[order]), logits[order])
