@@ -1,7 +1,7 @@
-"""From gradients to weights: AdamW, Muon, gradient clipping and the learning rate's course.
+"""The optimiser: AdamW, Muon, gradient clipping and the learning-rate schedule.
 
-Scalars here are Python floats, binary64 with + - * /, rounded to float32 where they meet an array: as exact, and so as
-reproducible, as the kernels.  (`**` and `math` are not: they call the system's library.)
+Scalars here are Python floats: binary64 with + - * /, rounded to float32 where they enter an array, and so as reproducible as
+the kernels.  (`**` and `math` are not: they call the C library.)
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,22 @@ import numpy as np
 from .kernels.elementwise import adamw
 from .kernels.muon import orthogonalise
 from .kernels.sums import sum_of_squares
+from .layers import Layer
+from .options import option
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: str = "muon"           # muon (for the matrices inside the blocks, AdamW for the rest) or adamw
-    learning_rate: float = 3e-3       # of AdamW, at its peak
-    muon_rate: float = 0.02           # of Muon, at its peak
-    weight_decay: float = 0.1         # of matrices, times the learning rate
-    beta1: float = 0.9                # AdamW: memory of the mean gradient
-    beta2: float = 0.99               # AdamW: memory of its square
-    momentum: float = 0.95            # Muon: memory of the mean gradient
-    clip: float = 1.0                 # largest norm of the whole gradient; 0: any
-    warmup: int = 50                  # steps over which the rates rise from 0
-    cooldown: float = 1.0             # last part of the run, over which they fall in a line to 0
+    optimizer: str = option("muon", "adamw, or muon (for the matrices inside the blocks, with AdamW for the rest)")
+    learning_rate: float = option(3e-3, "peak learning rate of AdamW")
+    muon_rate: float = option(0.02, "peak learning rate of Muon")
+    weight_decay: float = option(0.1, "weight decay of matrices, times the learning rate")
+    beta1: float = option(0.9, "AdamW: decay of the first moment estimate")
+    beta2: float = option(0.99, "AdamW: decay of the second moment estimate")
+    momentum: float = option(0.95, "Muon: decay of the momentum")
+    clip: float = option(1.0, "gradient clipping: largest norm of the whole gradient; 0: none")
+    warmup: int = option(50, "warm-up: steps over which the rates rise linearly from 0")
+    cooldown: float = option(1.0, "cool-down: last fraction of the steps, over which they fall linearly to 0")
 
     def __post_init__(self):
         if self.optimizer not in ("muon", "adamw"):
@@ -41,21 +43,22 @@ class OptimizerConfig:
             raise ValueError(f"cooldown must be from 0 to 1, but is {self.cooldown!r}")
 
 
-def schedule(config, step, steps):
-    """The share of the peak learning rate at step 0 .. steps - 1: a rise, a level stretch, a fall towards 0."""
-    rise = (step + 1) / config.warmup if step < config.warmup else 1.0
+def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate at step 0 .. steps - 1, as a fraction of its peak: linear warm-up, constant, linear cool-down."""
+    warmup = (step + 1) / config.warmup if step < config.warmup else 1.0
     falling = config.cooldown * steps
-    fall = max(steps - step, 0) / falling if steps - step < falling else 1.0
-    return min(rise, fall)
+    cooldown = max(steps - step, 0) / falling if steps - step < falling else 1.0
+    return min(warmup, cooldown)
 
 
 class Optimizer:
     """AdamW for every parameter; with `optimizer="muon"`, Muon for the matrices inside the blocks.
 
-    `state` (name -> array) and `step_count` are all it remembers: saved with a checkpoint, a run goes on with the same bits.
+    `steps` is the length of the learning-rate schedule.  The moment estimates, `state` (name -> array), and `step_count` are all
+    its state: a run resumed with them continues with the same bits.
     """
 
-    def __init__(self, model, config, steps):
+    def __init__(self, model: Layer, config: OptimizerConfig, steps: int):
         self.config, self.steps, self.step_count = config, steps, 0
         self.parameters = model.parameters()
         self.state = {}
@@ -67,22 +70,22 @@ class Optimizer:
     def _uses_muon(self, name):
         return self.config.optimizer == "muon" and name.startswith("blocks.") and self.parameters[name].data.ndim == 2
 
-    def gradient_norm(self):
-        """The root of the sum of the squares of all gradients."""
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all gradients together."""
         total = np.float32(0)
         for parameter in self.parameters.values():
             total += np.float32(sum_of_squares(parameter.grad))
         return float(np.sqrt(total))
 
-    def step(self):
-        """Update every parameter from its grad; returns the gradient's norm before it was clipped."""
+    def step(self) -> float:
+        """Update every parameter from its grad; returns the norm of the gradient before clipping."""
         config, norm = self.config, self.gradient_norm()
-        share = schedule(config, self.step_count, self.steps)
+        fraction = schedule(config, self.step_count, self.steps)
         self.step_count += 1
         clip = config.clip / norm if 0 < config.clip < norm else 1.0
         correction1 = 1.0 / (1.0 - _power(config.beta1, self.step_count))
         correction2 = 1.0 / (1.0 - _power(config.beta2, self.step_count))
-        rate, shapes = config.learning_rate * share, {}
+        rate, shapes = config.learning_rate * fraction, {}
         for name, parameter in self.parameters.items():
             if self._uses_muon(name):
                 shapes.setdefault(parameter.data.shape, []).append(name)
@@ -92,12 +95,12 @@ class Optimizer:
             adamw(*(a.reshape(-1) for a in (parameter.data, parameter.grad, mean, square)),
                   *map(np.float32, (clip, rate, decay, config.beta1, config.beta2, correction1, correction2, 1e-8)))
         for names in shapes.values():
-            self._muon(names, clip, config.muon_rate * share)
+            self._muon(names, clip, config.muon_rate * fraction)
         return norm
 
     def _muon(self, names, clip, rate):
-        """weight <- decay * weight - rate * orthogonalise(gradient, smoothed with Nesterov's momentum), for matrices (n_in,
-        n_out) of one shape: each of them is one thread's."""
+        """weight <- decay * weight - rate * orthogonalise(gradient with Nesterov momentum), for matrices (n_in, n_out) of one
+        shape, which are shared out among the threads."""
         parameters = [self.parameters[name] for name in names]
         n_in, n_out = parameters[0].data.shape
         directions = np.empty((len(names), n_in, n_out), np.float32)
@@ -108,7 +111,7 @@ class Optimizer:
             mean += gradient
             np.add(gradient, momentum * mean, out=direction)
         orthogonalise(directions)
-        # An update of singular values 1 changes y = x W by |x| at most; a matrix that fans out may do more.
+        # An update with singular values 1 changes y = x W by |x| at most; a matrix with n_out > n_in is allowed more.
         directions *= np.float32(rate) * np.sqrt(np.float32(max(1.0, n_out / n_in)))
         for parameter, direction in zip(parameters, directions):
             parameter.data *= np.float32(1.0 - rate * self.config.weight_decay)

@@ -1,4 +1,4 @@
-"""Memory that is sent for before it is needed: what no cache holds takes as long to come as a bit takes to be coded."""
+"""Software prefetch: a load that misses the caches takes as long as coding a bit, so it is started early."""
 
 from llvmlite import ir
 from numba import types
@@ -10,7 +10,7 @@ from .lanes import pointer
 
 @intrinsic
 def prefetch(typing, array, index):
-    """Have the cache line of element `index` of a contiguous array, counted flat, fetched meanwhile.  Changes nothing."""
+    """Start loading the cache line of element `index` of a contiguous array, counted flat.  No effect but on speed."""
     def generate(context, builder, sig, args):
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
