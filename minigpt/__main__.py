@@ -7,7 +7,7 @@ try:
     import itertools
     import os
 
-    from . import verify
+    from . import exhaustive, verify
     from .checkpoint import CheckpointError, load_checkpoint
     from .sampling import stream
 except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
@@ -22,16 +22,22 @@ def main(arguments: list[str] | None = None) -> None:
     sample.add_argument("--model", default="out/model.safetensors", metavar="FILE", help="a checkpoint")
     sample.add_argument("--prompt", default="", help="the text to continue")
     sample.add_argument("--tokens", type=int, default=500, help="largest number of tokens to generate")
-    sample.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token; 1: the model's own probabilities")
+    sample.add_argument("--temperature", type=float, default=0.8,
+                        help="0: always the likeliest token; 1: the model's own probabilities")
     sample.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all")
-    sample.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that together have this probability")
+    sample.add_argument("--top-p", type=float, default=1.0,
+                        help="sample from the likeliest tokens that together have this probability")
     sample.add_argument("--seed", type=int, default=42, help="seed of the random numbers")
     sample.add_argument("--stop", default="", metavar="TEXT", help="end before this text")
     check = commands.add_parser("verify", help="recompute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
+    check.add_argument("--exhaustive", action="store_true",
+                       help="instead, exp and log of all 2^32 float32 numbers, and their largest errors (takes minutes)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "verify":
+            if options.exhaustive:
+                sys.exit(not exhaustive.report())
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
         if not 0 <= options.seed < 2 ** 64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")
