@@ -5,22 +5,25 @@
     python train_shakespeare.py --preset large      6 layers, width 192: the best of about half an hour on 2 cores
 """
 
-import argparse
-import inspect
-import math
-import re
-import shlex
 import sys
-from dataclasses import fields, replace
-from pathlib import Path
 
-from minigpt import corpus
-from minigpt.checkpoint import CheckpointError, fingerprint
-from minigpt.config import CHOICES, GPTConfig, OptimizerConfig
-from minigpt.model import GPT
-from minigpt.sampling import stream
-from minigpt.tokenizer import ByteTokenizer, CharTokenizer
-from minigpt.trainer import FILE, Trainer, TrainConfig, TrainingError
+try:
+    import argparse
+    import math
+    import shlex
+    from dataclasses import fields, replace
+    from pathlib import Path
+
+    from minigpt import corpus
+    from minigpt.checkpoint import CheckpointError, fingerprint
+    from minigpt.config import CHOICES, GPTConfig, OptimizerConfig
+    from minigpt.model import GPT
+    from minigpt.plot import draw_losses
+    from minigpt.sampling import stream
+    from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+    from minigpt.trainer import FILE, TrainConfig, Trainer, TrainingError
+except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
+    sys.exit(130)
 
 PRESETS = {
     "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
@@ -35,7 +38,7 @@ SAMPLES = [
 ]
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
         text = corpus.load(options.data, options.corpus)
@@ -43,8 +46,9 @@ def main(arguments=None):
         trainer = Trainer.resume(options.out, text.data) if options.resume else start(options, text.data)
         describe(trainer)
         seconds, done = trainer.run()
+        draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count], trainer.validations)
         if not done:
-            print(f"stopped after step {trainer.step_count:,}; to go on: {how_to_go_on(options)}")
+            print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options)}")
             sys.exit(130)
         try:
             summarise(trainer, seconds)
@@ -55,10 +59,10 @@ def main(arguments=None):
     except MemoryError:
         sys.exit("train_shakespeare: not enough memory for a run of this size")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped without saving; where {options.out} has a checkpoint, --resume goes on from it")
+        sys.exit(f"\nstopped without saving; if {options.out} has a checkpoint, --resume continues from it")
 
 
-def how_to_go_on(options):
+def resume_command(options):
     words = ["python", sys.argv[0], "--resume", "--out", options.out]
     words += ["--data", options.data] if options.data else ["--corpus", options.corpus] * (options.corpus != "shakespeare")
     return shlex.join(words)
@@ -66,20 +70,20 @@ def how_to_go_on(options):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, help="what the options below start from (default: default)")
+    parser.add_argument("--preset", choices=PRESETS, help="defaults of the options below (default: default)")
     parser.add_argument("--data", metavar="FILE", help="train on this text")
     parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
     parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes)")
     parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR, under its own options")
-    parser.add_argument("-f", "--force", action="store_true", help="begin anew although DIR holds a run already")
+    parser.add_argument("--resume", action="store_true", help="continue the run in DIR, with its own options")
+    parser.add_argument("-f", "--force", action="store_true", help="start a new run although DIR holds one already")
     for config in (GPTConfig, OptimizerConfig, TrainConfig):
         add_fields(parser.add_argument_group(config.__name__), config)
     options = parser.parse_args(arguments)
     given = [f"--{name.replace('_', '-')}" for name, value in vars(options).items()
              if name in {*CONFIG_FIELDS, "preset", "tokenizer"} and value is not None or name == "force" and value]
     if options.resume and given:
-        parser.error(f"--resume goes on under the run's own options: leave out {', '.join(given)}")
+        parser.error(f"--resume continues with the run's own options: leave out {', '.join(given)}")
     return options
 
 
@@ -87,15 +91,14 @@ CONFIG_FIELDS = {field.name for config in (GPTConfig, OptimizerConfig, TrainConf
 
 
 def add_fields(group, config):
-    """An option for each field of the dataclass; its help is the comment beside the field."""
-    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(config), re.MULTILINE))
+    """An option for each field of the dataclass."""
     for field in fields(config):
         if field.name == "vocab_size":
             continue                                    # follows from the tokenizer
         kind = {"type": boolean, "metavar": "yes|no"} if field.type is bool else {"type": field.type}
         if field.name in CHOICES:
             kind = {"choices": CHOICES[field.name]}
-        group.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=comments[field.name], **kind)
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=field.metadata["help"], **kind)
 
 
 def boolean(word):
@@ -105,14 +108,14 @@ def boolean(word):
 
 
 def start(options, text):
-    """A new run, from the preset and what the command line changes in it."""
+    """A new run: the preset with the changes from the command line."""
     path = Path(options.out) / FILE
     if path.exists() and not options.force:
-        raise TrainingError(f"{path} exists: --resume goes on with it, --force begins anew in its place, "
-                            "--out DIR keeps it")
+        raise TrainingError(f"{path} exists: --resume continues that run, --force replaces it, --out DIR keeps it")
     model_config, optimizer_config, train_config = (
         replace(config, **{field.name: getattr(options, field.name) for field in fields(config)
-                           if getattr(options, field.name, None) is not None}) for config in PRESETS[options.preset or "default"])
+                           if getattr(options, field.name, None) is not None})
+        for config in PRESETS[options.preset or "default"])
     tokenizer = ByteTokenizer()
     if options.tokenizer == "characters":
         try:

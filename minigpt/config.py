@@ -1,6 +1,13 @@
-"""What a GPT and its optimiser are: every choice, with its default."""
+"""What a GPT and its optimiser are: every choice, with its default.  Imports nothing of Numba."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with that default.  The help is in its metadata, from where a command line can show it."""
+    return field(default=default, metadata={"help": help})
+
 
 CHOICES = {
     "position": ("rotary", "learned"),
@@ -12,19 +19,19 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    vocab_size: int = 256         # V: how many tokens there are
-    block_size: int = 64          # most tokens in a window
-    n_layer: int = 4              # blocks
-    n_head: int = 4               # H: heads in each attention
-    n_embd: int = 128             # C: channels of the residual stream; a head has D = C / H
-    position: str = "rotary"      # how a token knows its place: rotary or learned
-    norm: str = "rms"             # layer or rms
-    norm_order: str = "first"     # first: before each sublayer; last: after the sum, as in the original Transformer
-    activation: str = "relu2"     # relu2 (squared ReLU), gelu or relu
-    qk_norm: bool = True          # normalise queries and keys
-    bias: bool = False            # in the linear layers and layer norms
-    tied: bool = False            # the head's weight is the token embedding
-    dropout: float = 0.0          # probability, in the residual branches and after the embedding
+    vocab_size: int = option(256, "V: size of the vocabulary")
+    block_size: int = option(64, "largest number of tokens in a window")
+    n_layer: int = option(4, "number of Transformer blocks")
+    n_head: int = option(4, "H: attention heads per block")
+    n_embd: int = option(128, "C: channels of the residual stream; a head has D = C / H")
+    position: str = option("rotary", "position encoding: rotary or learned")
+    norm: str = option("rms", "layer (LayerNorm) or rms (RMSNorm)")
+    norm_order: str = option("first", "first: before each sublayer (pre-norm); last: after each residual sum (post-norm)")
+    activation: str = option("relu2", "activation of the feed-forward pair: relu2 (squared ReLU), gelu or relu")
+    qk_norm: bool = option(True, "RMSNorm on queries and keys")
+    bias: bool = option(False, "biases in the linear layers and layer norms")
+    tied: bool = option(False, "tied weights: the head uses the token embedding")
+    dropout: float = option(0.0, "dropout probability, in the residual branches and after the embedding")
 
     def __post_init__(self):
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -47,16 +54,16 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: str = "muon"           # muon (for the matrices inside the blocks, AdamW for the rest) or adamw
-    learning_rate: float = 3e-3       # of AdamW, at its peak
-    muon_rate: float = 0.02           # of Muon, at its peak
-    weight_decay: float = 0.1         # of matrices, times the learning rate
-    beta1: float = 0.9                # AdamW: memory of the mean gradient
-    beta2: float = 0.99               # AdamW: memory of its square
-    momentum: float = 0.95            # Muon: memory of the mean gradient
-    clip: float = 1.0                 # largest norm of the whole gradient; 0: any
-    warmup: int = 50                  # steps over which the rates rise from 0
-    cooldown: float = 1.0             # last part of the run, over which they fall in a line to 0
+    optimizer: str = option("muon", "adamw, or muon (for the matrices inside the blocks, with AdamW for the rest)")
+    learning_rate: float = option(3e-3, "peak learning rate of AdamW")
+    muon_rate: float = option(0.02, "peak learning rate of Muon")
+    weight_decay: float = option(0.1, "weight decay of matrices, times the learning rate")
+    beta1: float = option(0.9, "AdamW: decay of the first moment estimate")
+    beta2: float = option(0.99, "AdamW: decay of the second moment estimate")
+    momentum: float = option(0.95, "Muon: decay of the momentum")
+    clip: float = option(1.0, "gradient clipping: largest norm of the whole gradient; 0: none")
+    warmup: int = option(50, "warm-up: steps over which the rates rise linearly from 0")
+    cooldown: float = option(1.0, "cool-down: last fraction of the steps, over which they fall linearly to 0")
 
     def __post_init__(self):
         if self.optimizer not in ("muon", "adamw"):

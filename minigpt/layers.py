@@ -1,11 +1,12 @@
-"""The simple layers of a GPT, each with its way forward and its way back.
+"""The simple layers of a GPT, each with its forward and its backward pass.
 
-x is (N, C): N = B * T rows, one for each token of each sequence, C channels.  `forward` keeps what `backward` needs;
-`backward` takes dy, the derivative of the loss with respect to the output, returns dx and adds to the gradients of the
-layer's parameters.  What they return lies in memory that is used again: at the layer's next call, or, where it was only
-passing by, by the same layer of the next block.
+x is (N, C): N = B * T rows, one for each token of each sequence, C channels.  `forward` saves the activations that `backward`
+needs; `backward` takes dy, the derivative of the loss with respect to the output, returns dx and adds to the gradients of the
+layer's parameters.  Both return arrays whose memory is reused: saved activations by the layer's next call, scratch buffers
+already by the same layer of another block.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +17,20 @@ from .kernels.matmul import matmul
 
 
 class Draw(NamedTuple):
-    """The address of a step's dropout; None in its place means evaluation, where nothing is dropped."""
+    """The seed and step that address the random numbers of dropout; None in its place turns dropout off."""
     seed: int
     step: int
 
 
 class Parameter:
-    """An array that is trained, and the gradient of the loss with respect to it."""
+    """A trainable array, `data`, and the gradient of the loss with respect to it, `grad`."""
 
-    def __init__(self, shape, std=0.0, value=0.0):
+    def __init__(self, shape: tuple[int, ...], std: float = 0.0, value: float = 0.0):
         self.data = np.full(shape, value, np.float32)
         self.grad = np.zeros(shape, np.float32)
-        self.std = std               # of the initial values around `value`
+        self.std = std               # standard deviation of the initial values around `value`
 
-    def initialise(self, seed, name):
+    def initialise(self, seed: int, name: str) -> None:
         """Add to the data uniform random numbers of standard deviation std: their bound is sqrt(3) * std."""
         if self.std:
             bound = np.float32(1.7320508075688772 * self.std)
@@ -38,33 +39,35 @@ class Parameter:
 
 
 class Layer:
+    """What layers have in common: their buffers, and the parameters of the layers inside them."""
+
     def __init__(self):
-        self._kept, self._passing = {}, {}
+        self._saved, self._scratch = {}, {}
 
-    def kept(self, name, *shape):
-        """Uninitialised memory whose content `backward` needs.  The next call uses it again; it only ever grows."""
-        return _room(self._kept, name, shape)
+    def saved(self, name: str, *shape: int) -> np.ndarray:
+        """An uninitialised buffer for a saved activation, valid until the layer's next forward pass; it only ever grows."""
+        return _buffer(self._saved, name, shape)
 
-    def passing(self, name, *shape):
-        """Uninitialised memory for what the next layer, or the layer before, uses up at once (see `share`)."""
-        return _room(self._passing, name, shape)
+    def scratch(self, name: str, *shape: int) -> np.ndarray:
+        """An uninitialised scratch buffer, for a result that the neighbouring layer consumes at once (see `share_scratch`)."""
+        return _buffer(self._scratch, name, shape)
 
-    def share(self, other):
-        """Take the same memory as `other`, a layer of the same form, for all that is only passing by."""
-        self._passing = other._passing
+    def share_scratch(self, other: "Layer") -> None:
+        """Use the scratch buffers of `other`, a layer of the same form."""
+        self._scratch = other._scratch
         for (_, mine), (_, others) in zip(self.children(), other.children()):
-            mine.share(others)
+            mine.share_scratch(others)
 
-    def children(self):
-        """(name, Layer) of those in this one, in the order in which they were made.  Those named _... have no weights."""
+    def children(self) -> Iterator[tuple[str, "Layer"]]:
+        """(name, Layer) of each layer inside this one, in order of creation.  Those named _... have no parameters."""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
             elif isinstance(value, list):
                 yield from ((f"{name}.{i}", layer) for i, layer in enumerate(value))
 
-    def parameters(self, prefix=""):
-        """Name -> Parameter, of this layer and the layers in it, in the order in which they were made."""
+    def parameters(self, prefix: str = "") -> dict[str, Parameter]:
+        """Name -> Parameter, of this layer and the layers inside it, in order of creation."""
         found = {prefix + name: value for name, value in vars(self).items() if isinstance(value, Parameter)}
         for name, layer in self.children():
             if not name.startswith("_"):
@@ -72,88 +75,88 @@ class Layer:
         return found
 
 
-def _room(memory, name, shape):
+def _buffer(buffers, name, shape):
     size = int(np.prod(shape))
-    if name not in memory or memory[name].size < size:
-        memory[name] = np.empty(size, np.float32)
-    return memory[name][:size].reshape(shape)
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(size, np.float32)
+    return buffers[name][:size].reshape(shape)
 
 
 def _check(name, x, columns):
     """Refuse what a kernel would misread: it computes addresses as if x were contiguous float32 of shape (N, columns)."""
     if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != columns or not x.flags.c_contiguous:
-        kind = "contiguous" if x.flags.c_contiguous else "not contiguous"
-        raise ValueError(f"{name} must be contiguous float32 of shape (N, {columns}), but is {x.dtype} of shape {x.shape}, {kind}")
+        raise ValueError(f"{name} must be contiguous float32 of shape (N, {columns}), but is {x.dtype} of shape {x.shape} "
+                         f"and strides {x.strides}")
 
 
 class Linear(Layer):
     """y = x W + b, with W (n_in, n_out) and b (n_out,) or no b."""
 
-    def __init__(self, n_in, n_out, bias, std):
+    def __init__(self, n_in: int, n_out: int, bias: bool, std: float):
         super().__init__()
         self.weight = Parameter((n_in, n_out), std)
         self.bias = Parameter((n_out,)) if bias else None
 
-    def forward(self, x, passing=False):
-        """`passing` says that y is used up at once, and needed by no other layer's backward."""
+    def forward(self, x: np.ndarray, scratch: bool = False) -> np.ndarray:
+        """y (N, n_out) of x (N, n_in); in a scratch buffer if no other layer's backward pass needs y."""
         self.x = x
-        room = self.passing if passing else self.kept
-        y = matmul(x, self.weight.data, room("y", len(x), self.weight.data.shape[1]))
+        buffer = self.scratch if scratch else self.saved
+        y = matmul(x, self.weight.data, buffer("y", len(x), self.weight.data.shape[1]))
         if self.bias:
             y += self.bias.data
         return y
 
     # dL/dx[n,i] = sum_j dy[n,j] W[i,j],  dL/dW[i,j] = sum_n x[n,i] dy[n,j],  dL/db[j] = sum_n dy[n,j]
-    def backward(self, dy, dx=None):
-        """Return dx = dy W^T, added to `dx` where one is given."""
+    def backward(self, dy: np.ndarray, dx: np.ndarray | None = None) -> np.ndarray:
+        """dx = dy W^T (N, n_in), added to `dx` if one is given."""
         _check("dy", dy, self.weight.data.shape[1])
         matmul(self.x.T, dy, self.weight.grad, accumulate=True)
         if self.bias:
             sums.add_column_sums(dy, self.bias.grad)
-        out = self.passing("dx", *self.x.shape) if dx is None else dx
+        out = self.scratch("dx", *self.x.shape) if dx is None else dx
         return matmul(dy, self.weight.data.T, out, accumulate=dx is not None)
 
 
 class LayerNorm(Layer):
-    """Each row to mean 0 and variance 1, then times gain, plus bias (or no bias).  Derived in kernels/norms.py."""
+    """Each row normalised to mean 0 and variance 1, times gain, plus bias (or no bias).  Derived in kernels/norms.py."""
 
-    def __init__(self, n, bias):
+    def __init__(self, n: int, bias: bool):
         super().__init__()
         self.gain = Parameter((n,), value=1.0)
         self.bias = Parameter((n,)) if bias else None
         self._zeros = np.zeros(n, np.float32)       # where there is no bias
 
-    def forward(self, x):
+    def forward(self, x: np.ndarray) -> np.ndarray:
         _check("x", x, len(self.gain.data))
-        self.x, self.mean, self.rstd = x, self.kept("mean", len(x)), self.kept("rstd", len(x))
-        y = self.kept("y", *x.shape)
+        self.x, self.mean, self.rstd = x, self.saved("mean", len(x)), self.saved("rstd", len(x))
+        y = self.saved("y", *x.shape)
         norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._zeros, y, self.mean, self.rstd)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         _check("dy", dy, len(self.gain.data))
-        dx, dbias = self.passing("dx", *dy.shape), self.bias.grad if self.bias else np.zeros(dy.shape[1], np.float32)
+        dx, dbias = self.scratch("dx", *dy.shape), self.bias.grad if self.bias else np.zeros(dy.shape[1], np.float32)
         norms.layer_norm_backward(dy, self.x, self.gain.data, self.mean, self.rstd, dx, self.gain.grad, dbias)
         return dx
 
 
 class RMSNorm(Layer):
-    """Each row divided by its root mean square, times gain."""
+    """Each row divided by its root mean square, times gain.  Derived in kernels/norms.py."""
 
-    def __init__(self, n):
+    def __init__(self, n: int):
         super().__init__()
         self.gain = Parameter((n,), value=1.0)
 
-    def forward(self, x):
+    def forward(self, x: np.ndarray) -> np.ndarray:
         _check("x", x, len(self.gain.data))
-        self.x, self.rstd = x, self.kept("rstd", len(x))
-        y = self.kept("y", *x.shape)
+        self.x, self.rstd = x, self.saved("rstd", len(x))
+        y = self.saved("y", *x.shape)
         norms.rms_norm_forward(x, self.gain.data, y, self.rstd)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         _check("dy", dy, len(self.gain.data))
-        dx = self.passing("dx", *dy.shape)
+        dx = self.scratch("dx", *dy.shape)
         norms.rms_norm_backward(dy, self.x, self.gain.data, self.rstd, dx, self.gain.grad)
         return dx
 
@@ -161,41 +164,44 @@ class RMSNorm(Layer):
 class Embedding(Layer):
     """Row ids[n] of a table (n_rows, C), for each n."""
 
-    def __init__(self, n_rows, n_embd, std):
+    def __init__(self, n_rows: int, n_embd: int, std: float):
         super().__init__()
         self.weight = Parameter((n_rows, n_embd), std)
 
-    def forward(self, ids):
+    def forward(self, ids: np.ndarray) -> np.ndarray:
         self.ids = ids
-        return np.take(self.weight.data, ids, axis=0, out=self.kept("y", len(ids), self.weight.data.shape[1]), mode="clip")
+        return np.take(self.weight.data, ids, axis=0, out=self.saved("y", len(ids), self.weight.data.shape[1]), mode="clip")
 
-    # A row was copied to every n with ids[n] = row, so their derivatives add up in it.
-    def backward(self, dy):
+    # A row was copied to every n with ids[n] = row, so its gradient is the sum of their derivatives.
+    def backward(self, dy: np.ndarray) -> None:
         _check("dy", dy, self.weight.data.shape[1])
         sums.add_rows_at(dy, self.ids, self.weight.grad)
 
 
 class Dropout(Layer):
-    """Training: each element is 0 with probability p, else divided by 1 - p, so that its mean stays.  [Srivastava 2014]"""
+    """Training: each element is 0 with probability p, else divided by 1 - p, which preserves its mean.
 
-    def __init__(self, p, purpose):
+    `purpose` names its random numbers (see rng.py).  [Srivastava et al. 2014]
+    """
+
+    def __init__(self, p: float, purpose: str):
         super().__init__()
         self.p, self.purpose = p, purpose
         self.scale = np.float32(1) / np.float32(1 - p)
 
-    def forward(self, x, draw):
+    def forward(self, x: np.ndarray, draw: Draw | None) -> np.ndarray:
         self.keep = None
         if draw is None or self.p == 0:
             return x
         self.keep = rng.keep(draw.seed, self.purpose, draw.step, x.size, self.p)
         return self._apply(x, "y")
 
-    # The derivative of a product with a constant is that constant: the same mask.
-    def backward(self, dy):
+    # y = mask * x with a constant mask:  dx = mask * dy.
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         return dy if self.keep is None else self._apply(dy, "dx")
 
     def _apply(self, x, name):
-        y = self.passing(name, *x.shape)
+        y = self.scratch(name, *x.shape)
         elementwise.apply_mask(x.reshape(-1), self.keep, self.scale, y.reshape(-1))
         return y
 
@@ -203,35 +209,37 @@ class Dropout(Layer):
 class TiedHead(Layer):
     """logits = x E^T, with the token embedding E (V, C) as its weight."""
 
-    def __init__(self, embedding):
+    def __init__(self, embedding: Embedding):
         super().__init__()
         self._embedding = embedding
 
-    def forward(self, x):
+    def forward(self, x: np.ndarray) -> np.ndarray:
         self.x = x
-        return matmul(x, self._embedding.weight.data.T, self.kept("y", len(x), len(self._embedding.weight.data)))
+        return matmul(x, self._embedding.weight.data.T, self.saved("y", len(x), len(self._embedding.weight.data)))
 
     # As for Linear, with W = E^T.
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         matmul(dy.T, self.x, self._embedding.weight.grad, accumulate=True)
-        return matmul(dy, self._embedding.weight.data, self.passing("dx", *self.x.shape))
+        return matmul(dy, self._embedding.weight.data, self.scratch("dx", *self.x.shape))
 
 
 class CrossEntropy(Layer):
     """The mean over all rows of -log softmax(logits)[target], in nats."""
 
-    def forward(self, logits, targets):
+    def forward(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """The loss of targets (N,) int64 given logits (N, V); `losses` (N,) holds that of each row."""
         if targets.shape != logits.shape[:1]:
-            raise ValueError(f"logits of shape {logits.shape} need as many targets as rows, but they have shape {targets.shape}")
+            raise ValueError(f"logits {logits.shape} need as many targets as rows, but those have shape {targets.shape}")
         self.targets = targets
-        self.losses, self.probabilities = self.kept("losses", len(logits)), self.kept("p", *logits.shape)
+        self.losses, self.probabilities = self.saved("losses", len(logits)), self.saved("p", *logits.shape)
         softmax.cross_entropy_forward(logits, targets, self.probabilities, self.losses)
         total = np.zeros(1, np.float32)
         sums.add_column_sums(self.losses.reshape(-1, 1), total)
         return float(total[0] / np.float32(len(logits)))
 
-    def backward(self):
+    def backward(self) -> np.ndarray:
+        """dlogits (N, V)."""
         dloss = np.float32(1) / np.float32(len(self.targets))
-        dlogits = self.passing("dlogits", *self.probabilities.shape)
+        dlogits = self.scratch("dlogits", *self.probabilities.shape)
         softmax.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
         return dlogits

@@ -7,22 +7,19 @@
 
 import numpy as np
 
-from .blocks import Block, Cache, Rotary
+from .blocks import Block, Rotary
 from .config import GPTConfig
-from .kernels.decode import ACTIVATIONS, step_by_columns, step_by_rows
+from .incremental import Cache, decode_step, stack_weights
 from .kernels.runtime import threads_for
-from .layers import CrossEntropy, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
-
-FEW, WIDE = 32, 320               # rows, channels: a step of so few rows through a network so wide shares its columns
-
+from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 class GPT(Layer):
-    """A GPT with initial weights from `seed`, or (None) with none that are worth anything yet.
+    """A GPT with initial weights from `seed`; None leaves the matrices at zero, for weights that are loaded next.
 
     The same config, seed and calls give the same bits on every machine, with any number of threads.
     """
 
-    def __init__(self, config, seed=0):
+    def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
         C, D = config.n_embd, config.n_embd // config.n_head
         self.config = config
@@ -32,13 +29,13 @@ class GPT(Layer):
         rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
         self.blocks = [Block(config, rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
-            block.share(self.blocks[0])
+            block.share_scratch(self.blocks[0])
         norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-        self.norm = norm if config.norm_order == "first" else None       # norm last has just normalised
+        self.norm = norm if config.norm_order == "first" else None       # with norm last, the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
         self._loss_is_latest = False                # whether the saved activations are those of the last `loss`
-        self._network = self._arrays(rotary)
+        self._weights = stack_weights(self, rotary)
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -55,11 +52,11 @@ class GPT(Layer):
             model.parameters()[name].data[...] = parameter.data
         return model
 
-    def forward(self, ids, draw=None, cache=None):
-        """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t say what follows ids[:, : t + 1].
+    def forward(self, ids: np.ndarray, draw: Draw | None = None, cache: Cache | None = None) -> np.ndarray:
+        """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t predict the token after ids[:, : t + 1].
 
-        draw (seed, step) turns dropout on.  A cache from `new_cache` receives the windows, so that `step` can go on.
-        ValueError where an id or a shape is out of range.
+        draw (seed, step) turns dropout on.  With a cache from `new_cache`, this is the prefill: the cache receives the keys
+        and values of the windows, and `step` continues them.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2, cache)
         with self._threads(ids):
@@ -93,7 +90,7 @@ class GPT(Layer):
             x = self.norm.forward(x)
         return self.head.forward(x)                                             # (N, V)
 
-    def loss(self, ids, targets, draw=None):
+    def loss(self, ids: np.ndarray, targets: np.ndarray, draw: Draw | None = None) -> float:
         """Mean cross-entropy, in nats per token, of targets (B, T) given the windows ids (B, T).
 
         Afterwards `losses` (B, T) holds the loss of each token.  ValueError where an id or a shape is out of range.
@@ -109,7 +106,7 @@ class GPT(Layer):
         return loss
 
     # The lines of _logits from the last to the first.
-    def backward(self):
+    def backward(self) -> None:
         """Set every parameter's grad to the derivative of the last `loss`.
 
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
@@ -134,56 +131,17 @@ class GPT(Layer):
     def _threads(self, rows):
         return threads_for(rows.size * self.config.n_embd ** 2)
 
-    def new_cache(self, sequences):
-        """Room for the keys and values of `sequences` sequences (at least 1) that advance in lockstep."""
+    def new_cache(self, sequences: int) -> Cache:
+        """An empty cache for the keys and values of `sequences` sequences (at least 1) that advance in lockstep."""
         c = self.config
         return Cache(c.n_layer, c.n_head, c.n_embd // c.n_head, c.block_size, sequences)
 
-    def step(self, ids, cache):
-        """Logits (S, V) after one more token ids (S,) of each sequence: bit for bit those of the whole window.
+    def step(self, ids: np.ndarray, cache: Cache) -> np.ndarray:
+        """Decode: logits (S, V) after one more token ids (S,) of each sequence, bit for bit those of the whole window.
 
         ValueError where the cache already holds block_size tokens.
         """
         self._check(ids, 1, cache)
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
-        S, C = len(ids), self.config.n_embd
-        logits = np.empty((S, self.config.vocab_size), np.float32)
-        step, work = (step_by_columns, 4 * S * C * C) if S <= FEW and C >= WIDE else (step_by_rows, S * C * C)
-        with threads_for(work) as threads:
-            step(ids.astype(np.int64), *self._network, cache.keys, cache.values, cache.position, threads, logits)
-        cache.position += 1
-        return logits
-
-    def _arrays(self, rotary):
-        """The network as the kernel `step` takes it.  The arrays stay where they are, whatever training writes in them."""
-        c, stacks = self.config, _stack(self.blocks)
-        if self.norm:
-            stacks.update(_stack([self.norm], "last."))
-        zeros = np.zeros((c.n_layer, c.n_embd), np.float32) if c.norm == "layer" else None
-
-        def linear(name):
-            return stacks[f"{name}.weight"], stacks.get(f"{name}.bias")
-
-        def norm(name):
-            return stacks[f"{name}.gain"], stacks.get(f"{name}.bias", zeros)
-
-        query_norm, key_norm = ((stacks[f"attention.{name}.gain"], None) if c.qk_norm else None
-                                for name in ("query_norm", "key_norm"))
-        return ((self.tokens.weight.data, self.positions and self.positions.weight.data), c.norm_order == "first",
-                norm("attention.norm"), linear("attention.query"), linear("attention.key"), linear("attention.value"),
-                query_norm, key_norm, rotary and (rotary.cosine, rotary.sine), self.blocks[0].attention.sublayer.scale,
-                linear("attention.projection"), norm("feed_forward.norm"), linear("feed_forward.expand"),
-                ACTIVATIONS[c.activation], linear("feed_forward.contract"),
-                norm("last") if self.norm else None, self.tokens.weight.data.T if c.tied else self.head.weight.data)
-
-
-def _stack(layers, prefix=""):
-    """Move the parameters of layers of the same form into arrays with the layer's number in front: name -> array."""
-    stacks = {}
-    for name in layers[0].parameters():
-        parameters = [layer.parameters()[name] for layer in layers]
-        stacks[prefix + name] = np.stack([parameter.data for parameter in parameters])
-        for parameter, data in zip(parameters, stacks[prefix + name]):
-            parameter.data = data
-    return stacks
+        return decode_step(ids.astype(np.int64), self._weights, cache)

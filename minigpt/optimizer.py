@@ -1,7 +1,7 @@
-"""From gradients to weights: AdamW, Muon, gradient clipping and the learning rate's course.
+"""The optimiser: AdamW, Muon, gradient clipping and the learning-rate schedule.
 
-Scalars here are Python floats, binary64 with + - * /, rounded to float32 where they meet an array: as exact, and so as
-reproducible, as the kernels.  (`**` and `math` are not: they call the system's library.)
+Scalars here are Python floats: binary64 with + - * /, rounded to float32 where they enter an array, and so as reproducible as
+the kernels.  (`**` and `math` are not: they call the C library.)
 """
 
 import numpy as np
@@ -11,23 +11,25 @@ from .exact import power
 from .kernels.elementwise import adamw
 from .kernels.muon import orthogonalise
 from .kernels.sums import sum_of_squares
+from .layers import Layer
 
 
-def schedule(config, step, steps):
-    """The share of the peak learning rate at step 0 .. steps - 1: a rise, a level stretch, a fall towards 0."""
-    rise = (step + 1) / config.warmup if step < config.warmup else 1.0
+def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate at step 0 .. steps - 1, as a fraction of its peak: linear warm-up, constant, linear cool-down."""
+    warmup = (step + 1) / config.warmup if step < config.warmup else 1.0
     falling = config.cooldown * steps
-    fall = max(steps - step, 0) / falling if steps - step < falling else 1.0
-    return min(rise, fall)
+    cooldown = max(steps - step, 0) / falling if steps - step < falling else 1.0
+    return min(warmup, cooldown)
 
 
 class Optimizer:
     """AdamW for every parameter; with `optimizer="muon"`, Muon for the matrices inside the blocks.
 
-    `state` (name -> array) and `step_count` are all it remembers: saved with a checkpoint, a run goes on with the same bits.
+    `steps` is the length of the learning-rate schedule.  The moment estimates, `state` (name -> array), and `step_count` are all
+    its state: a run resumed with them continues with the same bits.
     """
 
-    def __init__(self, model, config, steps):
+    def __init__(self, model: Layer, config: OptimizerConfig, steps: int):
         self.config, self.steps, self.step_count = config, steps, 0
         self.parameters = model.parameters()
         self.state = {}
@@ -39,22 +41,22 @@ class Optimizer:
     def _uses_muon(self, name):
         return self.config.optimizer == "muon" and name.startswith("blocks.") and self.parameters[name].data.ndim == 2
 
-    def gradient_norm(self):
-        """The root of the sum of the squares of all gradients."""
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all gradients together."""
         total = np.float32(0)
         for parameter in self.parameters.values():
             total += np.float32(sum_of_squares(parameter.grad))
         return float(np.sqrt(total))
 
-    def step(self):
-        """Update every parameter from its grad; returns the gradient's norm before it was clipped."""
+    def step(self) -> float:
+        """Update every parameter from its grad; returns the norm of the gradient before clipping."""
         config, norm = self.config, self.gradient_norm()
-        share = schedule(config, self.step_count, self.steps)
+        fraction = schedule(config, self.step_count, self.steps)
         self.step_count += 1
         clip = config.clip / norm if 0 < config.clip < norm else 1.0
         correction1 = 1.0 / (1.0 - power(config.beta1, self.step_count))
         correction2 = 1.0 / (1.0 - power(config.beta2, self.step_count))
-        rate, shapes = config.learning_rate * share, {}
+        rate, shapes = config.learning_rate * fraction, {}
         for name, parameter in self.parameters.items():
             if self._uses_muon(name):
                 shapes.setdefault(parameter.data.shape, []).append(name)
@@ -64,12 +66,12 @@ class Optimizer:
             adamw(*(a.reshape(-1) for a in (parameter.data, parameter.grad, mean, square)),
                   *map(np.float32, (clip, rate, decay, config.beta1, config.beta2, correction1, correction2, 1e-8)))
         for names in shapes.values():
-            self._muon(names, clip, config.muon_rate * share)
+            self._muon(names, clip, config.muon_rate * fraction)
         return norm
 
     def _muon(self, names, clip, rate):
-        """weight <- decay * weight - rate * orthogonalise(gradient, smoothed with Nesterov's momentum), for matrices (n_in,
-        n_out) of one shape: each of them is one thread's."""
+        """weight <- decay * weight - rate * orthogonalise(gradient with Nesterov momentum), for matrices (n_in, n_out) of one
+        shape, which are shared out among the threads."""
         parameters = [self.parameters[name] for name in names]
         n_in, n_out = parameters[0].data.shape
         directions = np.empty((len(names), n_in, n_out), np.float32)
@@ -80,7 +82,7 @@ class Optimizer:
             mean += gradient
             np.add(gradient, momentum * mean, out=direction)
         orthogonalise(directions)
-        # An update of singular values 1 changes y = x W by |x| at most; a matrix that fans out may do more.
+        # An update with singular values 1 changes y = x W by |x| at most; a matrix with n_out > n_in is allowed more.
         directions *= np.float32(rate) * np.sqrt(np.float32(max(1.0, n_out / n_in)))
         for parameter, direction in zip(parameters, directions):
             parameter.data *= np.float32(1.0 - rate * self.config.weight_decay)

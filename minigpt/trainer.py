@@ -1,11 +1,10 @@
-"""The training loop: random windows, a step, now and then a validation and a checkpoint.
+"""The training loop: steps on random windows, with a validation and a checkpoint every so many steps.
 
-All randomness is addressed by (seed, purpose, step), and the optimiser's state is in the checkpoint: a run that was
-interrupted and resumed ends with the same bits as one that was not.
+All randomness is addressed by (seed, purpose, step), and the checkpoint holds the optimiser's state: a run that was interrupted
+and resumed ends with the same bits as one that was not.
 """
 
 import hashlib
-import io
 import math
 import signal
 import sys
@@ -20,26 +19,27 @@ from tqdm import tqdm
 
 from . import rng
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import option
 from .corpus import split
-from .files import write_atomically
 from .layers import Draw
 from .model import GPT
 from .optimizer import Optimizer, OptimizerConfig
+from .tokenizer import ByteTokenizer, CharTokenizer
 
 FILE = "model.safetensors"
 
 
 class TrainingError(Exception):
-    """Training cannot start or go on.  The message is one sentence for a person."""
+    """Training cannot start or continue.  The message is one sentence for a person."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 2000             # optimiser steps
-    batch_size: int = 12          # windows a step
-    seed: int = 1                 # of the initial weights, the windows and the dropout
-    validate_every: int = 500     # steps between validations; 0: only at the end
-    save_every: int = 500         # steps between checkpoints; 0: only at the end
+    steps: int = option(2000, "optimiser steps")
+    batch_size: int = option(12, "windows per step")
+    seed: int = option(1, "seed of the initial weights, the windows and the dropout")
+    validate_every: int = option(500, "steps between validations; 0: only at the end")
+    save_every: int = option(500, "steps between checkpoints; 0: only at the end")
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
@@ -49,12 +49,13 @@ class TrainConfig:
 
 
 class Trainer:
-    """A model on its way: `run` trains to the end, or to Ctrl-C, and leaves a checkpoint in the folder `out`.
+    """Trains a model: `run` continues to the last step, or to Ctrl-C, and saves a checkpoint in the folder `out`.
 
-    text (bytes) is cut into 90 % to train and 10 % to validate.  TrainingError where it is too short for one window.
+    text (bytes) is split into 90 % to train on and 10 % to validate on.  TrainingError where it is too short for one window.
     """
 
-    def __init__(self, model, tokenizer, text, config, optimizer_config, out):
+    def __init__(self, model: GPT, tokenizer: ByteTokenizer | CharTokenizer, text: bytes, config: TrainConfig,
+                 optimizer_config: OptimizerConfig, out: str | Path):
         self.model, self.tokenizer, self.config, self.out = model, tokenizer, config, Path(out)
         self.text_sha256 = hashlib.sha256(text).hexdigest()
         self.train_ids, self.validation_ids = split(tokenizer.encode(text).astype(np.int32))
@@ -66,37 +67,39 @@ class Trainer:
         self.validations = []                                   # (step, nats per token)
 
     @property
-    def step_count(self):
+    def step_count(self) -> int:
         return self.optimizer.step_count
 
     @property
-    def path(self):
+    def path(self) -> Path:
+        """The checkpoint's."""
         return self.out / FILE
 
-    # --- one step, and how good the model is ---
+    # --- one step, and validation ---
 
-    def batch(self, step):
-        """Windows (B, T + 1) of the training text: what step number `step` learns from."""
+    def batch(self, step: int) -> np.ndarray:
+        """The windows (B, T + 1) of the training text that step number `step` learns from."""
         T = self.model.config.block_size
         starts = rng.integers(self.config.seed, "batch", step, self.config.batch_size, len(self.train_ids) - T)
         return self.train_ids[starts[:, None] + np.arange(T + 1)]
 
-    def step(self):
+    def step(self) -> float:
         """Train on one batch; returns its loss in nats per token.  TrainingError if that is not a finite number."""
         step = self.step_count
         windows = self.batch(step)
         loss = self.model.loss(windows[:, :-1], windows[:, 1:], Draw(self.config.seed, step))
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss of step {step + 1} is {loss}: try a lower learning rate; the last checkpoint is kept")
+            raise TrainingError(f"the loss of step {step + 1} is {loss}: try a lower learning rate; "
+                                "the last checkpoint is unchanged")
         self.model.backward()
         self.optimizer.step()
         self.losses[step] = loss
         return loss
 
-    def validate(self):
-        """Mean cross-entropy, in nats per token, over the whole validation text, in windows side by side."""
+    def validate(self) -> float:
+        """Mean cross-entropy, in nats per token, over the whole validation text, in consecutive windows."""
         ids, T = self.validation_ids, self.model.config.block_size
-        windows_at_a_time = self.config.batch_size          # so that it takes no more memory than training
+        windows_at_a_time = self.config.batch_size          # so that it needs no more memory than training
         whole = (len(ids) - 1) // T
         inputs, targets = ids[:whole * T].reshape(whole, T), ids[1:whole * T + 1].reshape(whole, T)
         total = 0.0
@@ -110,8 +113,8 @@ class Trainer:
 
     # --- the loop ---
 
-    def run(self):
-        """Train until the last step or Ctrl-C, and save.  Returns the seconds it took, and whether it got to the end."""
+    def run(self) -> tuple[float, bool]:
+        """Train until the last step or Ctrl-C, and save.  Returns the seconds taken, and whether the last step was reached."""
         config, start, begun = self.config, time.perf_counter(), self.step_count
         tokens = config.batch_size * self.model.config.block_size
         with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
@@ -146,27 +149,26 @@ class Trainer:
         bar.write(f"step {self.step_count:,}: training {self._recent_loss():.4f}, "
                   f"validation {self.validations[-1][1]:.4f} nats per token")
 
-    # --- to disk and back ---
+    # --- checkpoints ---
 
-    def save(self):
-        """Write the checkpoint.  TrainingError, and the last one is kept, where a weight is not a finite number."""
+    def save(self) -> None:
+        """Write the checkpoint.  TrainingError, and the last one is left unchanged, where a weight is not a finite number."""
         if not all(np.isfinite(parameter.data).all() for parameter in self.optimizer.parameters.values()):
             raise TrainingError(f"after step {self.step_count:,} the weights are no longer finite numbers: try a lower "
-                                "learning rate; the last checkpoint is kept")
+                                "learning rate; the last checkpoint is unchanged")
         run = {"train": asdict(self.config), "optimizer": asdict(self.optimizer.config), "step": self.step_count,
                "validations": self.validations, "text_sha256": self.text_sha256}
         arrays = {**self.optimizer.state, "losses": self.losses[:self.step_count]}
         save_checkpoint(self.path, self.model, self.tokenizer, run, arrays)
-        self._draw_curve()
 
     @classmethod
-    def resume(cls, out, text):
-        """The run whose checkpoint lies in `out`, where it stopped.  CheckpointError, or TrainingError for another text."""
+    def resume(cls, out: str | Path, text: bytes) -> "Trainer":
+        """The run whose checkpoint is in `out`, as it stopped.  CheckpointError; TrainingError for another text."""
         path = Path(out) / FILE
         checkpoint = load_checkpoint(path)
         run, sha256 = checkpoint.run, hashlib.sha256(text).hexdigest()
         if not run:
-            raise TrainingError(f"{path} is a bare model, without the state of a run to go on with")
+            raise TrainingError(f"{path} is a bare model, without the state of a run to resume")
         try:
             if sha256 != run["text_sha256"]:
                 raise TrainingError(f"{path} was trained on another text (SHA-256 {run['text_sha256'][:8]}..., this one "
@@ -180,47 +182,21 @@ class Trainer:
             for name, array in trainer.optimizer.state.items():
                 array[...] = checkpoint.arrays[name]
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} does not hold a run that this program can go on with: {error}") from None
+            raise TrainingError(f"{path} does not hold a run that this program can resume: {error}") from None
         return trainer
-
-    def _draw_curve(self):
-        """loss.png in the output folder, where matplotlib is installed."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            return
-        figure = Figure(figsize=(8, 4.5))
-        axes = figure.subplots()
-        steps = np.arange(1, self.step_count + 1)
-        axes.plot(steps, self.losses[:self.step_count], color="tab:blue", alpha=0.3, linewidth=0.8, label="training, each step")
-        width = min(50, len(steps))
-        if width:
-            smooth = np.convolve(self.losses[:self.step_count], np.ones(width) / width, "valid")
-            axes.plot(steps[width - 1:], smooth, color="tab:blue", label=f"training, mean of {width} steps")
-        if self.validations:
-            axes.plot(*zip(*self.validations), "o-", color="tab:orange", label="validation, whole split")
-        axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
-        try:
-            write_atomically(self.out / "loss.png", image.getvalue())
-        except OSError:
-            pass                                # a picture is no reason to end a run
 
 
 @contextmanager
 def _interruptible():
-    """An event that the first Ctrl-C sets (or SIGTERM, or a closed terminal), so that a step can end; the second
-    interrupts as usual."""
+    """Yields an event that the first Ctrl-C sets (or SIGTERM, or SIGHUP), so that the current step can end; the second one acts
+    as usual."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted                       # only the main thread may handle signals
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    # What is ignored stays ignored; None is a handler that was not installed from Python, and could not be put back.
+    # Leave alone what is ignored, and None, which is a handler not installed from Python: it could not be restored.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def handle(number, frame):

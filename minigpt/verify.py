@@ -24,13 +24,14 @@ from numba.core.registry import cpu_target
 from . import rng
 from .checkpoint import fingerprint
 from .exact import rotary_tables
+from .incremental import WIDE
 from .kernels import activations, attention, elementwise, norms, rotary, softmax, sums
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
 from .kernels.muon import orthogonalise
 from .kernels.runtime import check_arithmetic
 from .layers import Draw
-from .model import WIDE, GPT, GPTConfig
+from .model import GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
 from .sampling import generate
 

@@ -9,7 +9,8 @@ import pytest
 
 from coder import packed
 from coder import reference as plain
-from coder.compressor import compress, decompress
+from coder.compressor import compress
+from coder.models import load
 from coder.range_coder import Encoder
 from coder.verify import LICENSE
 from minigpt.checkpoint import save_checkpoint
@@ -37,7 +38,7 @@ def run(*arguments):
 def test_it_decodes_what_the_compressor_wrote(models, size, block_bits, tmp_path):
     path = model_file(tmp_path, *(taught(config) for config in models))
     data = (LICENSE + LICENSE)[30:][:size]
-    file = compress(data, "static", packed.load(path)[0], block_bits=block_bits)
+    file = compress(data, "static", load(path)[0], block_bits=block_bits)
     assert plain.decode_file(file, lambda: plain.read_model(path)) == data
 
 
@@ -51,7 +52,7 @@ def test_it_reads_a_checkpoint(tmp_path):
 def test_a_packed_model_is_the_same_to_the_bit(tmp_path):
     path = model_file(tmp_path, taught(), taught(replace(ODD, block_size=TINY.block_size)))
     weights = {f"{i}.{name}": array for i, (_, w) in enumerate(plain.read_model(path)) for name, array in w.items()}
-    parameters = packed.load(path)[0].parameters()
+    parameters = load(path)[0].parameters()
     assert weights.keys() == parameters.keys()
     assert all(np.array_equal(weights[name], parameters[name].data) for name in weights)
 
@@ -93,7 +94,7 @@ def test_another_model_or_another_mode_is_an_error(tmp_path):
 
 def test_the_command_writes_the_file_and_says_one_sentence_where_it_cannot(tmp_path):
     path, file, out = model_file(tmp_path, taught()), tmp_path / "text.mgz", tmp_path / "text"
-    file.write_bytes(compress(LICENSE[:60], "static", packed.load(path)[0]))
+    file.write_bytes(compress(LICENSE[:60], "static", load(path)[0]))
     assert run(file, "-o", out, "--model", path).returncode == 0 and out.read_bytes() == LICENSE[:60]
     for arguments, said in [((file, "-o", out, "--model", path), "exists already"),
                             ((tmp_path / "none", "-o", tmp_path / "x"), "No such file"),
@@ -111,5 +112,5 @@ def test_nothing_below_it_imports_numba():
 
 @pytest.mark.slow
 def test_it_decodes_a_file_of_the_bundled_model():
-    file = compress(b"To be, or not", "static", packed.load(plain.BUNDLED)[0])
+    file = compress(b"To be, or not", "static", load(plain.BUNDLED)[0])
     assert plain.decode_file(file, lambda: plain.read_model(plain.BUNDLED)) == b"To be, or not"

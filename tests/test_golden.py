@@ -1,5 +1,6 @@
 """The promise itself: kernels, weights, logits, gradients and samples have the published bits, on whatever runs this test."""
 
+import hashlib
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from minigpt import __main__, verify
+from minigpt import __main__, exhaustive, verify
 from minigpt.kernels import cache
 
 # Sets the modes of this thread's arithmetic, as a library in the process might: through the C library's environment.
@@ -32,6 +33,9 @@ needs_glibc = pytest.mark.skipif(platform.system() != "Linux" or platform.machin
                                  or platform.libc_ver()[0] != "glibc", reason="sets modes through glibc's fenv_t")
 
 
+CHUNK = 1016             # inputs a little below 1
+
+
 def run(code, **environment):
     return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
 
@@ -47,6 +51,35 @@ def test_code_for_the_oldest_processor_computes_the_golden_bits(tmp_path):
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     found = subprocess.run([sys.executable, "-m", "minigpt", "verify", "--json"], env=environment, capture_output=True, text=True)
     assert json.loads(found.stdout) == verify.EXPECTED and found.returncode == 0
+
+
+# --- exp and log of every number --------------------------------------------------------------------------------------
+
+def test_exp_and_log_of_a_chunk_are_as_exact_as_of_all():
+    exponentials, of_exp, logarithms, of_log = exhaustive.examine(CHUNK)
+    assert of_exp <= 1 and of_log <= 3 and exponentials != logarithms
+
+
+def test_the_same_check_tells_numpys_exp_from_ours(monkeypatch):
+    """A check that cannot fail shows nothing."""
+    ours = exhaustive.examine(CHUNK)[0]
+
+    def numpys(x, exponentials, logarithms):
+        exponentials[:], logarithms[:] = np.exp(x), 0
+    monkeypatch.setattr(exhaustive, "exp_and_log", numpys)
+    assert exhaustive.examine(CHUNK)[0] != ours
+
+
+def test_the_exhaustive_report_tells_equal_hashes_from_others(monkeypatch, capsys):
+    monkeypatch.setattr(exhaustive, "CHUNKS", 2)
+    monkeypatch.setattr(exhaustive, "examine", lambda chunk: (f"{chunk}", 0.5, f"{chunk + 1}", 0.25 + chunk))
+    monkeypatch.setattr(exhaustive, "EXPECTED", {name: hashlib.sha256(text).hexdigest() for name, text in
+                                                 (("exp", b"01"), ("log", b"12"))})
+    assert exhaustive.report()
+    assert "same, error at most 1.250" in capsys.readouterr().out
+    exhaustive.EXPECTED["log"] = "0" * 64
+    assert not exhaustive.report()
+    assert "DIFFERENT" in capsys.readouterr().out
 
 
 # --- what verify says -------------------------------------------------------------------------------------------------

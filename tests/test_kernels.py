@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from numba import njit
 
 from minigpt.kernels import activations, elementwise, lanes, matmul as matmul_module, norms, rotary, softmax, sums
-from minigpt.kernels.attention import BLOCK, attend_one, attention_backward, attention_forward
+from minigpt.kernels.attention import QUERY_ROWS, attend_one, attention_backward, attention_forward
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
 from minigpt.kernels.matmul import DEPTH, FLAT, LOW, ROWS, WIDTH, matmul
@@ -340,9 +340,9 @@ def test_matmul_writes_into_a_part_of_a_matrix_and_nowhere_else():
 MISMATCHED = {
     "inner": (random(3, 4), random(5, 6), random(3, 6)), "rows of out": (random(3, 4), random(4, 6), random(2, 6)),
     "columns of out": (random(3, 4), random(4, 6), random(3, 7)), "one dimension": (random(4), random(4, 6), random(1, 6)),
-    "float64": (random(3, 4).astype(float), random(4, 6), random(3, 6)), "integers": (random(3, 4), np.ones((4, 6), int), random(3, 6)),
-    "float64 out": (random(3, 4), random(4, 6), np.ones((3, 6))), "every other column": (random(3, 4), random(4, 6), random(3, 12)[:, ::2]),
-    "transposed out": (random(3, 4), random(4, 6), random(6, 3).T)}
+    "float64": (random(3, 4).astype(float), random(4, 6), random(3, 6)), "float64 out": (random(3, 4), random(4, 6), np.ones((3, 6))),
+    "integers": (random(3, 4), np.ones((4, 6), int), random(3, 6)), "transposed out": (random(3, 4), random(4, 6), random(6, 3).T),
+    "every other column of out": (random(3, 4), random(4, 6), random(3, 12)[:, ::2])}
 
 
 @pytest.mark.parametrize("a, b, out", MISMATCHED.values(), ids=MISMATCHED)
@@ -557,8 +557,8 @@ def scale_of(D):
     return np.float32(D ** -0.5)
 
 
-ATTENTION_SHAPES = ((1, 1, 1, 2), (3, 2, 2, 2), (2, 7, 3, 8), (2, 16, 3, 20), (1, BLOCK, 2, 16), (2, BLOCK + 1, 1, 20),
-                    (1, 33, 1, 17), (1, 2 * BLOCK + 1, 2, 32))          # B, T, heads, D
+ATTENTION_SHAPES = ((1, 1, 1, 2), (3, 2, 2, 2), (2, 7, 3, 8), (2, 16, 3, 20), (1, QUERY_ROWS, 2, 16),
+                    (2, QUERY_ROWS + 1, 1, 20), (1, 33, 1, 17), (1, 2 * QUERY_ROWS + 1, 2, 32))          # B, T, heads, D
 
 
 @pytest.mark.parametrize("B, T, heads, D", ATTENTION_SHAPES)
@@ -586,9 +586,9 @@ def test_attention_backward_is_the_slope(B, T, heads, D):
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("T", (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK))
+@pytest.mark.parametrize("T", (1, 7, QUERY_ROWS - 1, QUERY_ROWS, QUERY_ROWS + 1, 2 * QUERY_ROWS))
 def test_attention_to_a_beginning_has_the_bits_of_attention_to_the_whole(T):
-    whole, heads, D = 2 * BLOCK + 1, 2, 20
+    whole, heads, D = 2 * QUERY_ROWS + 1, 2, 20
     q, k, v = query_key_value(1, whole, heads, D)
     out, peak, total = forward_attention(q, k, v, heads, whole, scale_of(D))
     beginning = forward_attention(*(x[:T].copy() for x in (q, k, v)), heads, T, scale_of(D))
@@ -614,7 +614,7 @@ def test_attention_token_by_token_has_the_bits_of_attention_to_the_window(B, T, 
 
 
 def test_a_sum_that_vanishes_is_the_same_zero_token_by_token():
-    T, D = 2 * BLOCK + 1, 8
+    T, D = 2 * QUERY_ROWS + 1, 8
     q, k, v = query_key_value(1, T, 1, D)
     q[:], k[0] = 1, 4                                   # the first token weighs most, all others below one half:
     v[:] = np.copysign(np.float32(1e-45), v)            # half of the smallest number is 0, of either sign,

@@ -30,7 +30,7 @@ def surroundings(monkeypatch, tmp_path):
     """A folder with a text, no curve (it takes longer than these runs), and Ctrl-C as in a terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_shakespeare.py"])
-    monkeypatch.setattr(Trainer, "_draw_curve", lambda self: None)
+    monkeypatch.setattr(train_shakespeare, "draw_losses", lambda *arguments: None)
     Path("text").write_text(TEXT)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -147,7 +147,8 @@ def test_every_field_is_an_option_that_help_explains(name, capsys):
     with pytest.raises(SystemExit) as caught:
         train_shakespeare.main(["--help"])
     assert caught.value.code == 0
-    assert re.search(rf"^  --{name} \S+\s+\w", capsys.readouterr().out, re.MULTILINE)
+    said, helps = capsys.readouterr().out, [field.metadata["help"] for field in OPTIONS if field.name == name.replace("-", "_")]
+    assert re.search(rf"^  --{name} \S+\s+{helps[0].split()[0]}", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("field", OPTIONS, ids=lambda field: field.name)
@@ -224,7 +225,7 @@ def test_any_bytes_will_do():
 def test_a_run_is_not_overwritten_unless_forced(exits):
     train()
     before = Path("out", FILE).read_bytes()
-    assert "--resume goes on with it, --force begins anew" in exits(1, train, "--steps", "5")
+    assert "--resume continues that run, --force replaces it" in exits(1, train, "--steps", "5")
     assert Path("out", FILE).read_bytes() == before
     train("--steps", "5", "--force")
     assert load_checkpoint(f"out/{FILE}").run["step"] == 5
@@ -244,7 +245,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_end_is_the_same(exits, monkeypatch, ca
     capsys.readouterr()
     with pytest.raises(SystemExit, match="130"):
         train("--out", "cut")
-    assert last_line(capsys.readouterr().out) == ("stopped after step 2; to go on: "
+    assert last_line(capsys.readouterr().out) == ("stopped after step 2; to resume: "
                                                   "python train_shakespeare.py --resume --out cut --data text")
     resume("--out", "cut")
     assert fingerprint(load_checkpoint(f"cut/{FILE}").model) == fingerprint(load_checkpoint(f"whole/{FILE}").model)
@@ -270,7 +271,7 @@ def test_the_line_that_says_how_to_go_on_does_go_on(options, monkeypatch, capsys
 def test_a_run_goes_on_under_its_own_options_alone(options, exits):
     train()
     before = Path("out", FILE).read_bytes()
-    assert "--resume goes on under the run's own options" in last_line(exits(2, resume, *options.split()))
+    assert "--resume continues with the run's own options" in last_line(exits(2, resume, *options.split()))
     assert Path("out", FILE).read_bytes() == before
 
 
@@ -317,7 +318,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text").write_text(TEXT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_draw_curve", lambda self: None)
+        patch.setattr(train_shakespeare, "draw_losses", lambda *arguments: None)
         files = ["--data", str(folder / "text"), "--out", str(folder)]
         train_shakespeare.main([*files, "--tokenizer", "characters", *TINY])
     return str(folder / FILE)
@@ -396,6 +397,15 @@ def test_a_terminal_without_unicode_is_no_hindrance(trained):
     assert (process.returncode, said) == (0, b"") and len(out) >= 200
 
 
+@pytest.mark.parametrize("words", [[str(SCRIPT), "--help"], ["-m", "minigpt", "verify", "--help"]], ids=["train", "minigpt"])
+def test_ctrl_c_during_the_imports_is_no_traceback(words, tmp_path):
+    """An argparse that is interrupted stands for any of the imports."""
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
+    process = start(*words, PYTHONPATH=os.pathsep.join([str(tmp_path), str(SCRIPT.parent)]))
+    out, said = process.communicate()
+    assert (process.returncode, out, said) == (130, b"", b"")
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_stops_and_resume_ends_with_the_same_bits():
     options = "--data text --n-layer 1 --n-embd 16 --n-head 2 --batch-size 8 --dropout 0.1 --steps 150".split()
@@ -408,7 +418,7 @@ def test_ctrl_c_in_a_terminal_stops_and_resume_ends_with_the_same_bits():
     process.send_signal(signal.SIGINT)
     out, rest = process.communicate()
     assert process.returncode == 130 and b"Traceback" not in rest
-    command = shlex.split(re.search(r"to go on: python (.*)", out.decode()).group(1))
+    command = shlex.split(re.search(r"to resume: python (.*)", out.decode()).group(1))
     assert b"fingerprint" in start(*command).communicate()[0]
     assert load_checkpoint(f"cut/{FILE}").run["step"] == 150
 

@@ -13,6 +13,7 @@ from minigpt import trainer as trainer_module
 from minigpt.checkpoint import CheckpointError, fingerprint, load_checkpoint, save_checkpoint
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import OptimizerConfig
+from minigpt.plot import draw_losses
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 from minigpt.trainer import FILE, TrainConfig, Trainer, TrainingError
 
@@ -21,7 +22,7 @@ TEXT = "".join(f"{i} green bottles hanging on the wall, 春眠不觉晓\n" for i
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    """No curve is drawn (that takes longer than these runs), and Ctrl-C does what it does in a terminal."""
+    """As if matplotlib were not installed, with Ctrl-C as in a terminal."""
     for name in [name for name in sys.modules if name.startswith("matplotlib.")] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -332,7 +333,7 @@ def test_an_option_out_of_range_is_refused(name, value):
         TrainConfig(**{name: value})
 
 
-# --- the curve --------------------------------------------------------------------------------------------------------
+# --- the loss curve ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def pyplot(monkeypatch):
@@ -340,23 +341,19 @@ def pyplot(monkeypatch):
     pytest.importorskip("matplotlib")
 
 
-def test_the_curve_is_drawn(pyplot, tmp_path):
-    make_trainer(tmp_path, steps=3).run()
-    assert sorted(os.listdir(tmp_path)) == ["loss.png", FILE]
+@pytest.mark.parametrize("steps, validations", [(60, [(30, 2.0), (60, 1.5)]), (1, []), (0, [])])
+def test_the_curve_is_drawn(steps, validations, pyplot, tmp_path):
+    draw_losses(tmp_path / "loss.png", np.linspace(5, 1, steps, dtype=np.float32), validations)
+    assert os.listdir(tmp_path) == ["loss.png"]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_a_curve_of_no_step_is_drawn(pyplot, tmp_path):
-    make_trainer(tmp_path).save()
-    assert sorted(os.listdir(tmp_path)) == ["loss.png", FILE]
-
-
 def test_without_matplotlib_there_is_no_curve_and_no_harm(tmp_path):
-    assert make_trainer(tmp_path, steps=3).run()[1]
-    assert os.listdir(tmp_path) == [FILE]
+    draw_losses(tmp_path / "loss.png", np.ones(3, np.float32), [])
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_curve_that_cannot_be_written_does_no_harm(pyplot, tmp_path):
     (tmp_path / "loss.png").mkdir()
-    assert make_trainer(tmp_path, steps=3).run()[1]
-    assert sorted(os.listdir(tmp_path)) == ["loss.png", FILE]
+    draw_losses(tmp_path / "loss.png", np.ones(3, np.float32), [])
+    assert os.listdir(tmp_path) == ["loss.png"]

@@ -1,4 +1,4 @@
-"""The arithmetic of the network: everything that depends on an order of floating-point operations happens here."""
+"""The compiled kernels: every computation of the network whose result depends on the order of floating-point operations."""
 
 from pathlib import Path
 

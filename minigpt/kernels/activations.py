@@ -1,7 +1,7 @@
 """ReLU, its square, and GELU, forward and backward, each in one pass over memory.
 
-(No kernel makes a view of its arguments: Numba's parallel pass loses sight of a view that is unpacked from a tuple,
-takes what is written to it for dead, and drops it.)
+x, y, dy, dx are contiguous arrays of one shape; y may be x, and dx may be dy.  (No kernel makes a view of its arguments:
+Numba's parallel pass loses track of a view that is unpacked from a tuple and removes writes to it as dead code.)
 """
 
 import numpy as np
@@ -9,12 +9,12 @@ from numba import njit, prange
 
 from .lanes import LANES, ONE, ZERO, exp, fma, load_part, maximum, splat, store_part, where_positive
 
-CHUNK = 4096       # elements a thread takes at a time
+PER_TASK = 4096       # elements of one iteration of a parallel loop
 
 
 @njit
-def _chunks(x):
-    return (x.size + CHUNK - 1) // CHUNK
+def _tasks(x):
+    return (x.size + PER_TASK - 1) // PER_TASK
 
 
 # --- ReLU, and its square ---------------------------------------------------------------------------------------------
@@ -27,16 +27,16 @@ def relu(lanes):
 @njit(parallel=True, cache=True)
 def relu_forward(x, y):
     """y = max(x, 0)"""
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             store_part(y, i, x.size - i, relu(load_part(x, i, x.size - i, ZERO)))
 
 
 # dx = dy where x > 0, else 0
 @njit(parallel=True, cache=True)
 def relu_backward(dy, x, dx):
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             n = x.size - i
             store_part(dx, i, n, where_positive(load_part(x, i, n, ZERO), load_part(dy, i, n, ZERO), splat(ZERO)))
 
@@ -49,16 +49,16 @@ def squared_relu(lanes):
 @njit(parallel=True, cache=True)
 def squared_relu_forward(x, y):
     """y = max(x, 0)^2  [So et al. 2021]"""
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             store_part(y, i, x.size - i, squared_relu(load_part(x, i, x.size - i, ZERO)))
 
 
 # dx = 2 * max(x, 0) * dy
 @njit(parallel=True, cache=True)
 def squared_relu_backward(dy, x, dx):
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             n = x.size - i
             positive = relu(load_part(x, i, n, ZERO))
             store_part(dx, i, n, (positive + positive) * load_part(dy, i, n, ZERO))
@@ -66,7 +66,7 @@ def squared_relu_backward(dy, x, dx):
 
 # --- GELU -------------------------------------------------------------------------------------------------------------
 # x * Phi(x) in its usual approximation, 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
-# Since 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)), no tanh is needed: y = x * g with g = 1 / (1 + e^(-2u)).
+# Since 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)), no tanh is needed: y = x * g with the gate g = 1 / (1 + e^(-2u)).
 
 MINUS_2_ROOT = np.float32(-1.5957691216057308)      # -2 sqrt(2 / pi)
 CUBIC = np.float32(0.044715)
@@ -86,18 +86,21 @@ def gelu(lanes):
 @njit(parallel=True, cache=True)
 def gelu_forward(x, y):
     """y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))  [Hendrycks and Gimpel 2016]"""
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             store_part(y, i, x.size - i, gelu(load_part(x, i, x.size - i, ZERO)))
 
 
-# Defined for |x| < 1e12.  Beyond, where the derivative is 1 or 0 to the last bit, the terms grow faster than the gate (which
-# is never below 1 / (1 + e^88)) closes, and past 1.8e19, where x^2 overflows, the result is NaN.
 # dg/du = 2 g (1 - g)  and  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2):  dx = dy * (g + x * dg/du * du/dx)
 @njit(parallel=True, cache=True)
 def gelu_backward(dy, x, dx):
-    for chunk in prange(_chunks(x)):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size), LANES):
+    """Write dx, for |x| < 1e12.
+
+    Beyond, where the derivative is 0 or 1 to the last bit, the result is wrong: for x < -1e12 the slope grows faster than the
+    gate closes (it stays at 1 / (1 + e^88)), and from |x| = 1.8e19 on, where x^2 overflows, it is infinite or NaN.
+    """
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
             n = x.size - i
             lanes = load_part(x, i, n, ZERO)
             gate = _gate(lanes)

@@ -1,9 +1,9 @@
 """Causal self-attention [Vaswani et al. 2017]: two matrix products with a softmax between, for each sequence and head.
 
-Rows are taken BLOCK at a time, and a block looks only at the keys up to its last row.  Keys after a row's own position
-weigh exactly zero, and fma(0, v, s) = s: so a row has the same bits whichever block it stands in, and `attend_one`,
-which never sees those keys, arrives at the same ones.  (A zero's sign is the one thing such a term can change; adding
-+0.0 at the end makes every zero positive.)
+Queries are processed in blocks of QUERY_ROWS, and a block computes scores only for the keys up to its last row.  Keys after a
+row's own position have weight exactly zero, and fma(0, v, s) = s.  So a row has the same bits in any block, and `attend_one`,
+which never sees those keys, computes the same.  (The only thing such a term can change is the sign of a zero; adding +0.0 at
+the end makes every zero positive.)
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_
 from .matmul import WIDTH, product
 from .softmax import softmax_row
 
-BLOCK = 24       # rows: a multiple of both tile heights
+QUERY_ROWS = 24       # a multiple of the tile heights, 8 and 6
 
 
 @njit
@@ -24,7 +24,7 @@ def _head(x, sequence, head, T, D):
 
 @njit
 def _transposed(x):
-    """A contiguous copy of x.T, with whole lanes to a row."""
+    """A contiguous copy of x.T, each row padded to a multiple of 16 elements."""
     T, D = x.shape
     columns = np.empty((D, _whole_lanes(T)), np.float32)
     for t in range(T):
@@ -42,7 +42,8 @@ def _whole_lanes(count):
 def attention_forward(q, k, v, heads, T, scale, out, peak, total):
     """out = softmax(scale * q @ k.T, each row over its own and earlier positions) @ v, for each head of each sequence.
 
-    q, k, v, out (B * T, H * D); peak and total (B * H, T) keep each row's largest score and its sum of e^(score - peak).
+    q, k, v, out (B * T, H * D), with H = heads.  Saved for the backward pass: peak and total (B * H, T), each row's largest
+    score and its sum of e^(score - peak).
     """
     D = q.shape[1] // heads
     for pair in prange(q.shape[0] // T * heads):
@@ -56,9 +57,9 @@ def _attend(q, k, v, scale, out, peak, total):
     T, D = q.shape
     keys = _transposed(k)
     width = keys.shape[1]
-    scores = np.empty((BLOCK, width), np.float32)
-    for i in range(0, T, BLOCK):
-        rows = min(BLOCK, T - i)
+    scores = np.empty((QUERY_ROWS, width), np.float32)
+    for i in range(0, T, QUERY_ROWS):
+        rows = min(QUERY_ROWS, T - i)
         seen = i + rows
         product(q[i:seen], keys[:, :seen], scores[:rows, :seen], False)
         for r in range(rows):
@@ -71,10 +72,11 @@ def _attend(q, k, v, scale, out, peak, total):
 
 # With P = softmax(S), S = scale * q k^T and out = P v:
 #   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
-# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  P is made again from peak and total: cheaper than to keep.
+# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  P is recomputed from the row max and sum (peak and total), as in
+# FlashAttention [Dao et al. 2022], which takes less memory traffic than saving it.
 @njit(parallel=True, cache=True)
 def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
-    """Write dq, dk and dv (B * T, H * D)."""
+    """Write dq, dk and dv (B * T, H * D) from dout (B * T, H * D) and what attention_forward read and wrote."""
     D = q.shape[1] // heads
     for pair in prange(q.shape[0] // T * heads):
         s, h = pair // heads, pair % heads
@@ -88,10 +90,10 @@ def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
     T, D = q.shape
     keys, values = _transposed(k), _transposed(v)
     width = keys.shape[1]
-    P, dP = np.empty((BLOCK, width), np.float32), np.empty((BLOCK, width), np.float32)
+    P, dP = np.empty((QUERY_ROWS, width), np.float32), np.empty((QUERY_ROWS, width), np.float32)
     dk[:], dv[:] = ZERO, ZERO
-    for i in range(0, T, BLOCK):
-        rows = min(BLOCK, T - i)
+    for i in range(0, T, QUERY_ROWS):
+        rows = min(QUERY_ROWS, T - i)
         seen = i + rows
         product(q[i:seen], keys[:, :seen], P[:rows, :seen], False)
         product(dout[i:seen], values[:, :seen], dP[:rows, :seen], False)
@@ -122,8 +124,8 @@ def _dot(x, y, row):
 def attend_one(q, k, v, keys, values, s, h, position, scale, out):
     """Attention for one more token of sequence s, in head h: the row `position` of `attention_forward`, bit for bit.
 
-    q, k, v, out (S, H * D).  keys (S, H, D, whole lanes >= block) and values (S, H, block, D) hold the tokens before it;
-    this one's k and v are added to them.
+    q, k, v, out (S, H * D).  keys (S, H, D, block_size padded to whole lanes) and values (S, H, block_size, D) hold the tokens
+    before `position`, and receive this one's.
     """
     _, _, D, width = keys.shape
     for d in range(D):

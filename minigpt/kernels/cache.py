@@ -1,14 +1,13 @@
-"""Numba's cache of compiled code, where Numba itself does not notice that it is stale.  Imports nothing of Numba."""
+"""Invalidates Numba's cache of compiled code where Numba itself does not notice that it is stale.  Does not import Numba."""
 
 import os
 from pathlib import Path
 
 
-def forget_stale_code(folder, *used):
-    """Delete what Numba compiled for the files in `folder` before the newest file in it, in the kernels, or in the folders
-    `used` was written.
+def forget_stale_code(folder: str | os.PathLike, *used: str | os.PathLike) -> None:
+    """Delete cached code of the files in `folder` that is older than the newest source in it, in the kernels, or in `used`.
 
-    Numba compiles a function anew when its own file changes, but not when one that it calls in another file does.
+    Numba recompiles a function when its own file changes, but not when a function that it calls in another file does.
     """
     sources = [path for place in (Path(__file__).parent, folder, *used) for path in Path(place).glob("*.py")]
     newest = max(path.stat().st_mtime for path in sources)
@@ -19,4 +18,4 @@ def forget_stale_code(folder, *used):
             if path.stat().st_mtime < newest:
                 path.unlink()
         except OSError:
-            pass        # gone already, or not ours to delete: then Numba keeps its code elsewhere
+            pass        # already gone, or in a folder that we cannot write to: then Numba caches elsewhere

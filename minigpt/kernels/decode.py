@@ -1,15 +1,17 @@
-"""One more token of each sequence through the whole network: the forward pass again, for few rows.
+"""A decode step: the forward pass for one more token of each sequence, with the keys and values before it in a cache.
 
-A kernel at a time, a token would spend most of its time between the kernels.  So here the whole network is one kernel, and
-there are two ways to share the work:
+Called one at a time, the kernels of a forward pass would spend most of a token's time in the calls.  Here the whole network is
+one kernel, which shares the work among threads in one of two ways:
 
-    by rows       As no row knows of another one's, a thread takes some rows all the way to their logits, and nobody waits
-                  for anybody.  But every thread reads all weights.
-    by columns    The threads part each layer's columns, and wait for each other before the next one.  Each of them reads its
-                  share of the weights and no more; with few rows and many weights, that is what takes the time.
+    by rows       Rows are independent, so each thread takes some rows through the whole network to their logits, without
+                  any synchronisation.  But every thread reads all weights.
+    by columns    The threads divide the output columns of each layer among them and synchronise after it.  Each reads only
+                  its share of the weights, which is what counts when there are few rows and many weights.
 
-Every output goes through the same functions as in the kernels for whole windows, in the same order; so it has the same bits.
+Every output is computed by the same functions as in the kernels for whole windows, in the same order; so it has the same bits.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -23,64 +25,102 @@ from .rotary import rotate_row
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
 RELU, GELU, _ = ACTIVATIONS.values()
-NONE = -1
+NO_ACTIVATION = -1
 
 
-def _step(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2, expand,
-          activation, contract, norm3, head, keys, values, position, threads, logits):
+class NetworkWeights(NamedTuple):
+    """All that a decode step reads of a network, the weights of all blocks in one array each; what a network lacks is None.
+
+    It is flat, since what Numba passes to a parallel loop may not contain tuples.
+    """
+    tokens: np.ndarray                          # (V, C): the token embedding
+    positions: np.ndarray | None                # (block_size, C): learned positions
+    norm_first: bool                            # norms before the sublayers; else after the residual sums
+    attention_norm: np.ndarray                  # (n_layer, C): gains
+    attention_norm_bias: np.ndarray | None      # (n_layer, C); None for RMSNorm, so also in the other norms
+    query: np.ndarray                           # (n_layer, C, C)
+    query_bias: np.ndarray | None               # (n_layer, C)
+    key: np.ndarray
+    key_bias: np.ndarray | None
+    value: np.ndarray
+    value_bias: np.ndarray | None
+    query_norm: np.ndarray | None               # (n_layer, D): gains of an RMSNorm
+    key_norm: np.ndarray | None
+    cosine: np.ndarray | None                   # (block_size, D / 2): rotary positions
+    sine: np.ndarray | None
+    scale: np.float32                           # 1 / sqrt(D)
+    projection: np.ndarray                      # (n_layer, C, C)
+    projection_bias: np.ndarray | None
+    feed_forward_norm: np.ndarray
+    feed_forward_norm_bias: np.ndarray | None
+    expand: np.ndarray                          # (n_layer, C, 4 * C)
+    expand_bias: np.ndarray | None
+    activation: int                             # one of ACTIVATIONS
+    contract: np.ndarray                        # (n_layer, 4 * C, C)
+    contract_bias: np.ndarray | None
+    last_norm: np.ndarray | None                # (1, C): before the head
+    last_norm_bias: np.ndarray | None
+    head: np.ndarray                            # (C, V)
+
+
+def _step(ids, weights, keys, values, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
-    embeddings are the tokens' and the positions' (or None).  A norm is (gains, biases), a linear layer (weights, biases),
-    arrays with the block's number in front, and None for what there is not; rotary is (cosine, sine) or None; norm3 comes
-    before the head; activation is a number of ACTIVATIONS; keys and values (n_layer, ...) are the cache's (see `attend_one`).
+    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis, and receive
+    this token's.
     """
-    S, H = len(ids), keys.shape[2]
-    x = _embed(ids, position, embeddings[0], embeddings[1])
+    S, H, w = len(ids), keys.shape[2], weights
+    query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
+    projection, expand, contract = (w.projection, w.projection_bias), (w.expand, w.expand_bias), (w.contract, w.contract_bias)
+    attention_norm = w.attention_norm, w.attention_norm_bias
+    feed_forward_norm = w.feed_forward_norm, w.feed_forward_norm_bias
+    query_norm, key_norm, rotary = (w.query_norm, None), (w.key_norm, None), (w.cosine, w.sine)
+    norm_first, scale, activation, head = w.norm_first, w.scale, w.activation, w.head
+
+    x = _embed(ids, position, w.tokens, w.positions)
     q, k, v, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    hidden = np.empty((S, expand[0].shape[2]), np.float32)
+    hidden = np.empty((S, w.expand.shape[2]), np.float32)
     for n in range(len(keys)):
-        normed = _norm(x, norm1, n) if norm_first else x
+        normed = _norm(x, attention_norm, n) if norm_first else x
         for task in prange(threads):
-            _linear(normed, query, n, NONE, task, threads, q)
-            _linear(normed, key, n, NONE, task, threads, k)
-            _linear(normed, value, n, NONE, task, threads, v)
+            _linear(normed, query, n, NO_ACTIVATION, task, threads, q)
+            _linear(normed, key, n, NO_ACTIVATION, task, threads, k)
+            _linear(normed, value, n, NO_ACTIVATION, task, threads, v)
         for task in prange(threads):
             for pair in range(task * S * H // threads, (task + 1) * S * H // threads):
-                _prepare(q, pair, H, query_norm, rotary, position, n)
-                _prepare(k, pair, H, key_norm, rotary, position, n)
+                _norm_and_rotate(q, pair, H, query_norm, rotary, position, n)
+                _norm_and_rotate(k, pair, H, key_norm, rotary, position, n)
                 attend_one(q, k, v, keys[n], values[n], pair // H, pair % H, position, scale, attended)
         for task in prange(threads):
-            _linear(attended, projection, n, NONE, task, threads, y)
+            _linear(attended, projection, n, NO_ACTIVATION, task, threads, y)
         _add(x, y)
-        normed = _norm(x, norm2 if norm_first else norm1, n)
+        normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n)
         if not norm_first:
             x = normed
         for task in prange(threads):
             _linear(normed, expand, n, activation, task, threads, hidden)
         for task in prange(threads):
-            _linear(hidden, contract, n, NONE, task, threads, y)
+            _linear(hidden, contract, n, NO_ACTIVATION, task, threads, y)
         _add(x, y)
         if not norm_first:
-            x = _norm(x, norm2, n)
-    normed = _norm(x, norm3, 0)
+            x = _norm(x, feed_forward_norm, n)
+    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0)
     for task in prange(threads):
-        _part(normed, head, task, threads, logits)
+        _columns(normed, head, task, threads, logits)
 
 
-_alone = njit(_step)
+_step_alone = njit(_step)
 step_by_columns = njit(parallel={"fusion": False}, cache=True)(_step)       # each loop over tasks needs all of the one before
 
 
 @njit(parallel=True, cache=True)
-def step_by_rows(ids, embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection, norm2,
-                 expand, activation, contract, norm3, head, keys, values, position, threads, logits):
+def step_by_rows(ids, weights, keys, values, position, threads, logits):
     """As `_step`."""
     rows = (len(ids) + threads - 1) // threads
     for task in prange(threads):
         i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
         if i < j:
-            _alone(ids[i:j], embeddings, norm_first, norm1, query, key, value, query_norm, key_norm, rotary, scale, projection,
-                   norm2, expand, activation, contract, norm3, head, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
+            _step_alone(ids[i:j], weights, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
 
 
 @njit
@@ -95,8 +135,11 @@ def _embed(ids, position, tokens, positions):
 
 
 @njit
-def _part(x, weight, task, threads, y):
-    """One task's part of y = x @ weight, and (first row, end, first column, end) of it: columns first, then rows as well."""
+def _columns(x, weight, task, threads, y):
+    """The share of one of `threads` tasks in y = x @ weight; returns its first row, last + 1, first column, last + 1.
+
+    The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
+    """
     S, M = y.shape
     pieces = (M + BROAD - 1) // BROAD
     across = min(threads, pieces)
@@ -111,15 +154,17 @@ def _part(x, weight, task, threads, y):
 
 @njit
 def _linear(x, layer, n, activation, task, threads, y):
-    i, rows, j, columns = _part(x, layer[0][n], task, threads, y)
+    """A task's share of y = activation(x @ weight + bias); layer is (weights, biases or None), of which it takes number n."""
+    weights, biases = layer
+    i, rows, j, columns = _columns(x, weights[n], task, threads, y)
     for row in range(i, rows):
-        _add_biases(y, row, j, columns, layer[1], n)
-        if activation != NONE:
+        _add_bias(y, row, j, columns, biases, n)
+        if activation != NO_ACTIVATION:
             _activate(y, row, j, columns, activation)
 
 
 @njit
-def _add_biases(y, row, start, stop, biases, n):
+def _add_bias(y, row, start, stop, biases, n):
     if biases is not None:
         for j in range(start, stop):
             y[row, j] += biases[n, j]
@@ -140,36 +185,37 @@ def _activate(x, row, start, stop, activation):
 
 
 @njit
-def _prepare(x, pair, heads, norm, rotary, position, n):
-    """Normalise and turn one head of one row, in place."""
+def _norm_and_rotate(x, pair, heads, norm, rotary, position, n):
+    """Normalise and rotate one head of one row of x (S, C), in place; pair = row * heads + head."""
     rows = x.reshape(len(x) * heads, -1)
-    _norm_row(rows, pair, norm, n, rows)
-    if rotary is not None:
-        rotate_row(rows, pair, rotary[0], rotary[1], position, 1, rows)
+    _norm_row(rows, pair, norm[0], norm[1], n, rows)
+    _rotate_row(rows, pair, rotary[0], rotary[1], position)
+
+
+@njit
+def _rotate_row(rows, row, cosine, sine, position):
+    if cosine is not None:
+        rotate_row(rows, row, cosine, sine, position, 1, rows)
 
 
 @njit
 def _norm(x, norm, n):
+    """A normalised copy of x (S, C); norm is (gains, biases or None), of which it takes number n, or (None, None): a plain copy."""
     y = np.empty_like(x)
     for i in range(len(x)):
         for c in range(x.shape[1]):
             y[i, c] = x[i, c]
-        _norm_row(x, i, norm, n, y)
+        _norm_row(x, i, norm[0], norm[1], n, y)
     return y
 
 
 @njit
-def _norm_row(x, i, norm, n, y):
-    if norm is not None:
-        _gains(x, i, norm[0][n], norm[1], n, y)
-
-
-@njit
-def _gains(x, i, gain, biases, n, y):
-    if biases is None:
-        rms_norm_row(x, i, gain, y)
-    else:
-        layer_norm_row(x, i, gain, biases[n], y)
+def _norm_row(x, i, gains, biases, n, y):
+    if gains is not None:
+        if biases is None:
+            rms_norm_row(x, i, gains[n], y)
+        else:
+            layer_norm_row(x, i, gains[n], biases[n], y)
 
 
 @njit

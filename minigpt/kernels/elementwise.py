@@ -1,4 +1,4 @@
-"""Kernels in which no element knows of another one: dropout, and AdamW's update."""
+"""Element-wise kernels: dropout, and the update of AdamW."""
 
 import numpy as np
 from numba import njit, prange

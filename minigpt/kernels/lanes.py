@@ -1,12 +1,12 @@
-"""Sixteen floats at a time: the unit in which every kernel here writes down its order of operations.
+"""Vectors of sixteen floats, in which the kernels spell out their order of operations.
 
-`float32x16` is a value of sixteen binary32 lanes.  A kernel loads lanes, computes on them and stores them, and what it
-says is what every processor does: one register on AVX-512, two on AVX2, four on NEON, sixteen scalars elsewhere, and the
-same bits on all, because each operation below is one that IEEE 754 rounds exactly.  A sum along a row has one order,
-too: lane l adds the elements l, l + 16, l + 32, ..., and `lane_sum` folds the lanes in halves.
+A `float32x16` holds sixteen binary32 lanes.  A kernel loads, computes and stores such vectors, and every processor does
+exactly what it says: in one register with AVX-512, two with AVX2, four with NEON, in scalars elsewhere.  The bits are the same
+on all of them, because IEEE 754 prescribes the rounding of every operation below.  The order of a sum along a row is fixed as
+well: lane l adds the elements l, l + 16, l + 32, ..., and `lane_sum` then adds the lanes in halves.
 
-Lanes exist only inside functions that Numba compiles.  `fma` is asked for by name (LLVM's `llvm.fma`); the compiler is
-never free to fuse, split or reorder anything else, since no operation here carries a fast-math flag.
+These vectors exist only inside functions that Numba compiles.  A fused multiply-add is requested by name (LLVM's `llvm.fma`);
+no operation here carries a fast-math flag, so the compiler may not fuse, split or reorder anything else.
 """
 
 import operator
@@ -39,7 +39,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, type_, _FLOATS)
 
 
-# --- the pieces of LLVM that the operations are made of ---------------------------------------------------------------
+# --- the LLVM instructions that the operations are built from ---------------------------------------------------------
 
 def _constant(value, element=_FLOAT):
     return ir.Constant(_VALUE[element], [value] * LANES)
@@ -79,7 +79,7 @@ def _first(builder, count):
 
 
 def _operation(build, arguments):
-    """An intrinsic on lanes from `build(builder, *llvm values)`; the sixteen answers are lanes again."""
+    """An intrinsic that maps `arguments` vectors to one, from `build(builder, *llvm values)`."""
     def make(typing):
         return float32x16(*[float32x16] * arguments), lambda context, builder, sig, args: build(builder, *args)
     if arguments == 1:
@@ -137,13 +137,13 @@ def _store_masked(typing, array, index, count, x):
 
 @njit
 def load_part(array, index, count, fill):
-    """At most `count` elements from `index` on; the lanes behind them hold the scalar `fill`."""
+    """min(count, 16) elements from `index` on; the remaining lanes hold the scalar `fill`."""
     return load(array, index) if count >= LANES else _load_masked(array, index, count, np.float32(fill))
 
 
 @njit
 def store_part(array, index, count, x):
-    """Write at most `count` lanes of x and leave the memory behind them alone."""
+    """Write the first min(count, 16) lanes of x, and no memory beyond them."""
     if count >= LANES:
         store(array, index, x)
     else:
@@ -158,17 +158,17 @@ maximum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered("
 
 
 def named(function, name):
-    """The function, with a name of its own.
+    """The function under a name of its own.
 
-    The linker knows a function by its name, its types and a number that Numba counts up in each process.  Of two that were
-    made by the same lines, it could take the one, from the cache, for the other, which has that number in this process.
+    The linker identifies a function by its name, its types and a number that Numba counts up anew in each process.  So of two
+    functions of the same name it could link the one, from the cache, in place of the other, which has the same number here.
     """
     function.__qualname__ = name
     return function
 
 
 def _operator(symbol, build):
-    """Let Numba read `x + y` and the like, where both are lanes, as the operation `build`."""
+    """Make an operator such as `x + y` on two vectors mean the operation `build`."""
     function = _operation(build, 2)
 
     @overload(symbol)
@@ -199,9 +199,9 @@ def keep_first(typing, x, count, fill):
     return float32x16(float32x16, types.intp, types.float32), generate
 
 
-# exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2.  Adding 1.5 * 2^23 rounds to a whole number, and
-# leaves n in the low bits of the sum, from where it goes into the exponent.  ln 2 stands in two parts, so that r keeps
-# its low bits; exp(r) is Taylor's polynomial, whose first term left out is below 1.1e-8.
+# exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2.  Adding 1.5 * 2^23 rounds to an integer and leaves n in
+# the low bits of the sum, from where it is shifted into the exponent.  ln 2 is split in two parts, so that r keeps its low
+# bits [Cody and Waite 1980]; exp(r) is its Taylor polynomial, whose first omitted term is below 1.1e-8.
 _ROUND = 12582912.0                                   # 1.5 * 2^23
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4     # the first has 10 bits: n * _LN2_HIGH is exact
 _LOWEST, _HIGHEST = -87.0, 88.0                       # results stay normal numbers; below there is 0
@@ -227,8 +227,8 @@ exp = _operation(_exp, 1)        # within 1 unit in the last place; 0 below -87,
 
 
 # log(x) = n * ln 2 + log(m) with x = 2^n * m and sqrt(1/2) <= m < sqrt(2).  With s = (m - 1) / (m + 1), |s| < 0.172,
-#   log(m) = 2 * (s + s^3 / 3 + s^5 / 5 + ...), whose first term left out is below 7e-10.
-_LEAST, _INFINITE, _NAN = 2.0 ** -126, float("inf"), float("nan")
+#   log(m) = 2 * (s + s^3 / 3 + s^5 / 5 + ...), whose first omitted term is below 7e-10.
+_SMALLEST_NORMAL, _INFINITY, _NAN = 2.0 ** -126, float("inf"), float("nan")
 
 
 def _log(builder, x):
@@ -241,17 +241,19 @@ def _log(builder, x):
     for coefficient in (2 / 7, 2 / 5, 2 / 3, 2.0):
         p = fused(builder, p, square, _constant(coefficient))
     result = fused(builder, builder.sitofp(n, _FLOATS), _constant(0.6931471805599453), builder.fmul(s, p))
-    normal = builder.and_(builder.fcmp_ordered(">=", x, _constant(_LEAST)), builder.fcmp_ordered("<", x, _constant(_INFINITE)))
-    return builder.select(normal, result, builder.select(builder.fcmp_ordered("==", x, _constant(_INFINITE)), x, _constant(_NAN)))
+    infinite = builder.fcmp_ordered("==", x, _constant(_INFINITY))
+    normal = builder.and_(builder.fcmp_ordered(">=", x, _constant(_SMALLEST_NORMAL)),
+                          builder.fcmp_ordered("<", x, _constant(_INFINITY)))
+    return builder.select(normal, result, builder.select(infinite, x, _constant(_NAN)))
 
 
 log = _operation(_log, 1)        # for normal positive numbers and infinity; NaN for all others
 
 
-# --- from lanes to one number -----------------------------------------------------------------------------------------
+# --- reductions: from sixteen lanes to one number ---------------------------------------------------------------------
 
 def _fold(build):
-    """Lanes 0-7 with lanes 8-15, the first four with the next four, ...: the order of every sum's last step."""
+    """Combine lanes 0-7 with lanes 8-15, then the first four with the next four, and so on down to one."""
     def generate(context, builder, sig, args):
         value, half = args[0], LANES // 2
         while half >= 1:

@@ -1,22 +1,22 @@
-"""Matrix product in a fixed order, at the speed of the machine.
+"""Matrix product with a fixed order of operations, at close to the peak speed of the processor.
 
     out[i, j] = fma(a[i, K-1], b[K-1, j], ... fma(a[i, 1], b[1, j], fma(a[i, 0], b[0, j], 0)))
 
-That line is the whole contract: one chain of fused multiply-adds for each output element, k ascending.  It names no
-other row or column, so an element has the same bits whatever is computed beside it.  All else here is about speed, and
-moves whole chains around without touching the inside of one:
+That is the whole contract: each output element is one chain of fused multiply-adds, k ascending.  No other row or column
+occurs in it, so an element has the same bits whatever is computed beside it.  Everything else here is about speed, and
+schedules whole chains without changing any of them:
 
-       b     k0..k1 x 32 columns, copied to a `panel` that stays in the fastest cache
+       b     k0..k1 x WIDTH columns, packed into a `panel` that stays in the first-level cache
              ┌──┐
              │  │            a tile of ROWS x WIDTH outputs stays in registers while k runs over the panel;
-       a     │  │            the next stretch of k takes the tile up again where the last one left it
+       a     │  │            the next panel of k continues the sums from where the last one left them
       ┌────┐ └──┘
       ├────┤  ▓▓   tile
       └────┘  ░░
 
-The tile's shape follows the processor's registers: 8 x 32 floats where there are 32 registers of 16, otherwise 6 x 16.
-Other shapes are for what it does not suit: a narrow one for the last columns, low, broad and flat ones for few rows.  Those
-read b where it lies, so they take long pieces of its rows at a time, as memory likes it.
+The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16), otherwise 6 x 16.  Other tiles
+cover the edges: a narrow one the last columns; low, broad and flat ones products of few rows.  The latter read b unpacked, in
+long runs of consecutive memory.
 """
 
 from functools import cache
@@ -46,11 +46,11 @@ def _behind(builder, pointer, offset):
     return builder.gep(builder.bitcast(pointer, _BYTES), [offset])
 
 
-# An address must stay a pointer.  As a number it would do, until LLVM has split the sum, found a 0 in one half, and taken
-# the other half for an offset to the null pointer: what is stored there may be anything.
+# An address must remain a pointer.  If it were passed as an integer, LLVM could split the sum, find a 0 in one half, and treat
+# the other half as an offset from the null pointer, where a store is undefined behaviour.
 @intrinsic
-def at(typing, array, offset):
-    """The address of what stands `offset` bytes behind the first element of an array of float32."""
+def address_of(typing, array, offset):
+    """The address `offset` bytes after the first element of a float32 array."""
     def generate(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
         return builder.bitcast(_behind(builder, data, args[1]), ir.PointerType(ir.FloatType()))
@@ -61,7 +61,7 @@ def at(typing, array, offset):
 def _make_tile(rows, width):
     """The innermost loop: c (rows, width) = or += a (rows, depth) @ b (depth, width), with c held in registers.
 
-    a, b and c are addresses (see `at`) and the strides are in bytes, so that this is compiled once, whatever the arrays are.
+    a, b and c are addresses (see `address_of`) and the strides are in bytes, so that one compilation serves arrays of any type.
     """
     vector, vectors = ir.VectorType(ir.FloatType(), LANES), width // LANES
 
@@ -103,7 +103,7 @@ def _make_tile(rows, width):
 
 
 _tile = _make_tile(ROWS, WIDTH)
-_narrow_tile = _make_tile(ROWS, LANES)       # where a tile is LANES wide anyway, the same function (see `named`)
+_narrow_tile = _make_tile(ROWS, LANES)       # with AVX2 the same function as _tile, by way of the cache (see `named`)
 _row_tile = _make_tile(1, WIDTH)
 _low_tile = _make_tile(LOW, BROAD)
 _broad_tile = _make_tile(1, BROAD)
@@ -112,7 +112,7 @@ _flat_tile = _make_tile(1, FLAT)
 
 @njit
 def _pack(b, panel):
-    """Copy b (depth, columns <= WIDTH) to rows of WIDTH floats, zeros behind the last column."""
+    """Copy b (depth, columns <= WIDTH) to rows of WIDTH floats, padded with zeros."""
     depth, columns = b.shape
     if columns < WIDTH:
         panel[:depth * WIDTH] = np.float32(0)
@@ -123,7 +123,7 @@ def _pack(b, panel):
 
 @njit
 def _pack_rows(b, panel):
-    """The same where a row of b (depth, WIDTH) is contiguous."""
+    """`_pack` for b (depth, WIDTH) with contiguous rows."""
     row = b.strides[0] // FLOAT
     for k in range(b.shape[0]):
         for v in range(0, WIDTH, LANES):
@@ -152,7 +152,8 @@ def _few_rows(a, b, out, accumulate):
         while i < N:
             rows, j, end = LOW if i + LOW <= N else 1, j0, min(j0 + FLAT, M)
             while j < end:
-                left, right, target = at(a, i * a_row), at(b, j * FLOAT), at(out, i * out_row + j * FLOAT)
+                left, right = address_of(a, i * a_row), address_of(b, j * FLOAT)
+                target = address_of(out, i * out_row + j * FLOAT)
                 if rows == 1 and end - j == FLAT:
                     _flat_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += FLAT
@@ -164,7 +165,7 @@ def _few_rows(a, b, out, accumulate):
                     j += BROAD
                 else:
                     for r in range(i, i + rows):
-                        left, target = at(a, r * a_row), at(out, r * out_row + j * FLOAT)
+                        left, target = address_of(a, r * a_row), address_of(out, r * out_row + j * FLOAT)
                         _row_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
                     j += WIDTH
             i += rows
@@ -175,8 +176,8 @@ def _many_rows(a, b, out, accumulate):
     """`product` with a copy of b, a panel at a time."""
     (N, K), M = a.shape, b.shape[1]
     panel = np.empty(DEPTH * WIDTH, np.float32)
-    edge = np.empty((ROWS, WIDTH), np.float32)       # stands in for a tile that reaches over the last column
-    source, source_row = at(panel, 0), WIDTH * FLOAT
+    edge = np.empty((ROWS, WIDTH), np.float32)       # takes the outputs of a tile that extends past the last column
+    source, source_row = address_of(panel, 0), WIDTH * FLOAT
     for k0 in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k0)
         resume = accumulate or k0 > 0
@@ -190,10 +191,10 @@ def _many_rows(a, b, out, accumulate):
             i = 0
             while i < N:
                 rows = ROWS if i + ROWS <= N else 1
-                left = at(a, i * a.strides[0] + k0 * a.strides[1])
-                target, target_row = at(out, i * out.strides[0] + j0 * FLOAT), out.strides[0]
+                left = address_of(a, i * a.strides[0] + k0 * a.strides[1])
+                target, target_row = address_of(out, i * out.strides[0] + j0 * FLOAT), out.strides[0]
                 if columns < WIDTH:
-                    target, target_row = at(edge, 0), WIDTH * FLOAT
+                    target, target_row = address_of(edge, 0), WIDTH * FLOAT
                     if resume:
                         for r in range(rows):
                             for c in range(columns):

@@ -1,4 +1,4 @@
-"""Muon's orthogonalisation: a chain of small matrix products for every weight matrix, a whole matrix to a thread."""
+"""Muon's orthogonalisation: a chain of small matrix products for each weight matrix, one thread per matrix."""
 
 import numpy as np
 from numba import njit, prange
@@ -7,15 +7,15 @@ from .matmul import product
 from .sums import sum_in_chunks
 
 # X <- a X + b (X X^T) X + c (X X^T)^2 X acts on each singular value s as a s + b s^3 + c s^5, which from anywhere in
-# (0, 1] lands near 1 in five rounds.  [Newton-Schulz; coefficients of Jordan et al. 2024, "Muon"]
-ROUNDS, A, B, C = 5, np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)
+# (0, 1] comes near 1 in five iterations.  [Newton-Schulz; coefficients of Jordan et al. 2024, "Muon"]
+ITERATIONS, A, B, C = 5, np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)
 EPSILON = np.float32(1e-7)
-BLOCK = 48       # rows: a multiple of both tile heights
+BLOCK_ROWS = 48       # a multiple of the tile heights, 8 and 6
 
 
 @njit(parallel=True, cache=True)
 def orthogonalise(matrices):
-    """Each matrix U S V^T of matrices (n, rows, columns) has its singular values S brought near 1, in place."""
+    """Bring the singular values S of each U S V^T in matrices (n, rows, columns) near 1, in place."""
     for i in prange(matrices.shape[0]):
         _orthogonalise(matrices[i])
 
@@ -23,7 +23,7 @@ def orthogonalise(matrices):
 @njit
 def _orthogonalise(matrix):
     short, long = min(matrix.shape), max(matrix.shape)
-    wide = matrix.shape[1] == long                          # else its transpose is orthogonalised
+    wide = matrix.shape[1] == long                          # else orthogonalise the transpose
     x, y = np.empty((short, long), np.float32), np.empty((short, long), np.float32)
     square, fourth = np.empty((short, short), np.float32), np.empty((short, short), np.float32)
     for i in range(short):
@@ -33,9 +33,9 @@ def _orthogonalise(matrix):
     for i in range(short):
         for j in range(long):
             x[i, j] /= norm
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         _times_own_transpose(x, square)
-        _times_own_transpose(square, fourth)                # symmetric, so its square is that, too
+        _times_own_transpose(square, fourth)                # its square, as it is symmetric
         for i in range(short):
             for j in range(short):
                 square[i, j] = B * square[i, j] + C * fourth[i, j]
@@ -53,9 +53,9 @@ def _orthogonalise(matrix):
 
 @njit
 def _times_own_transpose(x, out):
-    """out = x x^T, of which only one half is computed: the other half multiplies the same numbers in the same order."""
-    for i in range(0, len(x), BLOCK):
-        stop = min(i + BLOCK, len(x))
+    """out = x x^T, one half computed and mirrored: the other half multiplies the same numbers in the same order."""
+    for i in range(0, len(x), BLOCK_ROWS):
+        stop = min(i + BLOCK_ROWS, len(x))
         product(x[i:stop], x[:stop].T, out[i:stop, :stop], False)
         for row in range(i, stop):
             for column in range(row):

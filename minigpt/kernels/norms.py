@@ -1,7 +1,7 @@
-"""Layer norm and RMS norm, along the rows of x (N, C), which is contiguous.
+"""LayerNorm and RMSNorm of the rows of a contiguous x (N, C).
 
-A sum along a row adds in lanes (see lanes.py).  Each row belongs to one thread, so neither the number of threads nor the
-other rows touch its bits.
+A sum along a row adds in lanes (see lanes.py).  Each row is computed by one thread, so its bits depend neither on the number of
+threads nor on the other rows.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ EPSILON = np.float32(1e-5)
 
 @njit(parallel=True, cache=True)
 def layer_norm_forward(x, gain, bias, y, mean, rstd):
-    """Bring each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), shift it by bias (C,).  [Ba et al. 2016]
+    """Normalise each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), add bias (C,).  [Ba et al. 2016]
 
-    Writes y (N, C) and, for the way back, mean (N,) and rstd (N,), one over the standard deviation.
+    Writes y (N, C) and, for the backward pass, mean (N,) and rstd (N,), the reciprocal of the standard deviation.
     """
     for i in prange(x.shape[0]):
         mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
@@ -27,6 +27,7 @@ def layer_norm_forward(x, gain, bias, y, mean, rstd):
 
 @njit
 def layer_norm_row(x, i, gain, bias, y):
+    """Row i of `layer_norm_forward`; returns its mean and rstd."""
     C = x.shape[1]
     mean, rstd = _mean_and_rstd(x, i * C, C)
     m, r = splat(mean), splat(rstd)
@@ -36,11 +37,11 @@ def layer_norm_row(x, i, gain, bias, y):
     return mean, rstd
 
 
-# With n = (x - mean) * rstd and g = dy * gain, every x moves its whole row through mean and rstd:
+# With n = (x - mean) * rstd and g = dy * gain; every x affects its whole row through mean and rstd:
 #   dx = rstd * (g - mean(g) - n * mean(g * n)),  dgain = sum over rows of dy * n,  dbias = sum over rows of dy
 @njit(parallel=True, cache=True)
 def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
-    """Write dx (N, C); add to dgain (C,) and dbias (C,)."""
+    """Write dx (N, C); add to dgain (C,) and dbias (C,).  dy, x (N, C); gain (C,); mean, rstd (N,)."""
     N, C = x.shape
     for i in prange(N):
         _norm_row_backward(dy, x, i * C, C, gain, mean[i], rstd[i], True, dx)
@@ -53,13 +54,17 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
 
 @njit(parallel=True, cache=True)
 def rms_norm_forward(x, gain, y, rstd):
-    """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]"""
+    """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]
+
+    Writes y (N, C) and, for the backward pass, rstd (N,), the reciprocal of the root mean square.
+    """
     for i in prange(x.shape[0]):
         rstd[i] = rms_norm_row(x, i, gain, y)
 
 
 @njit
 def rms_norm_row(x, i, gain, y):
+    """Row i of `rms_norm_forward`; returns its rstd."""
     C = x.shape[1]
     rstd = _rstd(x, i * C, C, ZERO)
     r = splat(rstd)
@@ -71,7 +76,7 @@ def rms_norm_row(x, i, gain, y):
 # n = x * rstd, g = dy * gain:  dx = rstd * (g - n * mean(g * n)),  dgain = sum over rows of dy * n
 @njit(parallel=True, cache=True)
 def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
-    """Write dx (N, C); add to dgain (C,)."""
+    """Write dx (N, C); add to dgain (C,).  dy, x (N, C); gain (C,); rstd (N,)."""
     N, C = x.shape
     mean = np.zeros(N, np.float32)
     for i in prange(N):
@@ -84,7 +89,7 @@ def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
 def _rstd(x, at, C, mean):
     total, m = splat(ZERO), splat(mean)
     for c in range(0, C, LANES):
-        centred = load_part(x, at + c, C - c, mean) - m      # 0 behind the row's end
+        centred = load_part(x, at + c, C - c, mean) - m      # 0 past the end of the row
         total = fma(centred, centred, total)
     return ONE / np.sqrt(lane_sum(total) / np.float32(C) + EPSILON)
 

@@ -1,4 +1,4 @@
-"""Rotary positions: each pair of channels of a head turned by its row's angle."""
+"""Rotary position embedding: each pair of channels of a head is rotated by an angle of its row's position."""
 
 from numba import njit, prange
 
@@ -7,10 +7,10 @@ from .lanes import LANES, ZERO, load_part, store_part
 
 @njit(parallel=True, cache=True)
 def rotate(x, cosine, sine, T, heads, y):
-    """Turn each pair (x[d], x[d + D/2]) of every head by its row's angle.  [Su et al. 2021]
+    """Rotate each pair (x[d], x[d + D/2]) of every head by the angle of its row's position.  [Su et al. 2021]
 
-    x, y (B * T, H * D); cosine and sine (positions, D / 2); row n stands at position n mod T.  The derivative of
-    a rotation is the rotation back: pass -sine.  y may be x.
+    x, y (B * T, H * D); cosine and sine (positions, D / 2); row n is at position n mod T.  The transpose of a rotation is its
+    inverse: for the backward pass, pass -sine.  y may be x.
     """
     for n in prange(x.shape[0]):
         rotate_row(x, n, cosine, sine, n % T, heads, y)
@@ -18,6 +18,7 @@ def rotate(x, cosine, sine, T, heads, y):
 
 @njit
 def rotate_row(x, n, cosine, sine, position, heads, y):
+    """Row n of `rotate`, at `position`."""
     half = x.shape[1] // heads // 2
     for h in range(heads):
         at = n * x.shape[1] + h * 2 * half

@@ -1,13 +1,14 @@
-"""Threads, and the floating-point environment that every one of them must be in."""
+"""The number of threads, and the floating-point environment that each of them must have."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numba import get_num_threads, njit, prange, set_num_threads
 
-# Threads that wait for each other do so in a loop, for milliseconds, before they sleep.  Between two kernels some microseconds
-# are enough; and on a machine where others want the cores, too, the loop's full length makes training 100 times slower.
+# Idle OpenMP threads spin for milliseconds before they sleep.  Between two kernels some microseconds are enough; and where other
+# processes use the cores as well, the default makes training 100 times slower.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -15,10 +16,10 @@ LITTLE_WORK = 2 ** 18       # multiply-adds of one matrix product
 
 
 @contextmanager
-def threads_for(work):
-    """All threads, or one where there is little work: to wake the others, and to wait for them, would cost more.
+def threads_for(work: int) -> Iterator[int]:
+    """Use all threads for kernels of so many multiply-adds, or one thread where waking the others would cost more.
 
-    FloatingPointError where one of them does not compute as IEEE 754 says (see `check_arithmetic`).
+    Yields their number.  FloatingPointError where one of them deviates from IEEE 754 (see `check_arithmetic`).
     """
     threads = get_num_threads()
     used = 1 if work < LITTLE_WORK else threads
@@ -30,14 +31,14 @@ def threads_for(work):
         set_num_threads(threads)
 
 
-# A processor has modes, and a thread has its own: other roundings than to nearest, and flush-to-zero, where numbers below
-# 2^-126 become 0, in results or in what is read.  Some libraries switch them on for the whole process (those that were
-# built with -ffast-math as soon as they are loaded), and every sum may then be another one.
+# Each thread has its own floating-point environment: the rounding mode, and FTZ and DAZ, which replace subnormal results and
+# operands by zero.  Some libraries change it for the whole process (those built with -ffast-math do when they are loaded), and
+# any result may then differ.
 _PROBES = np.array([2.0 ** -149, 2.0 ** -126, 1.0, 2.0 ** -24, 3 * 2.0 ** -24], np.float32)
 
 
-def check_arithmetic(threads):
-    """FloatingPointError where this thread, or one that computes for it, is not in the mode that IEEE 754 begins in."""
+def check_arithmetic(threads: int) -> None:
+    """FloatingPointError where one of that many threads, this one included, is not in the default environment of IEEE 754."""
     if not _standard(_PROBES) or threads > 1 and not _standard_everywhere(_PROBES, threads):
         raise FloatingPointError("something in this process has switched the processor to flush small numbers to zero, or to "
                                  "another rounding: results would not be the same as elsewhere (a library that was built with "
@@ -47,9 +48,9 @@ def check_arithmetic(threads):
 @njit(cache=True)
 def _standard(probes):
     smallest, least_normal, one, half_a_step, three_halves = probes
-    return (smallest + smallest > smallest                      # read as what it is
-            and least_normal * (half_a_step + half_a_step) > 0  # a small result stays
-            and one + half_a_step == one                        # ties go to even: downwards here,
+    return (smallest + smallest > smallest                      # no DAZ
+            and least_normal * (half_a_step + half_a_step) > 0  # no FTZ
+            and one + half_a_step == one                        # ties round to even: downwards here,
             and one + three_halves > one + (half_a_step + half_a_step)    # and upwards here
             and -one - half_a_step == -one)
 

@@ -1,4 +1,4 @@
-"""Softmax along rows, and the cross-entropy of it.  Each row belongs to one thread, and its sums add in lanes (see lanes.py)."""
+"""Softmax of rows, and cross-entropy.  Each row is computed by one thread, and its sums add in lanes (see lanes.py)."""
 
 import numpy as np
 from numba import njit, prange
@@ -8,9 +8,10 @@ from .lanes import LANES, ONE, ZERO, exp, keep_first, lane_max, lane_sum, load_p
 
 @njit(cache=True)
 def softmax_row(x, at, count, width, scale):
-    """x[at : at + count] becomes e^(scale * x - peak); up to `width` follow zeros.  Returns peak, the largest, and the sum.
+    """Replace x[at : at + count] by e^(scale * x - peak), the rest of `width` by 0.  Returns peak, the row max, and the sum.
 
-    The quotient that makes probabilities of it is left to the caller.  The peak cancels there; without it exp overflows.
+    x is contiguous, and `at` indexes it flat.  Dividing by the sum is left to the caller: the peak cancels in the quotient, and
+    without it exp would overflow.
     """
     peaks = splat(np.float32(-np.inf))
     for c in range(0, count, LANES):
@@ -33,14 +34,14 @@ def _cross_entropy_row(logits, i, target, probabilities):
     peak, total = softmax_row(probabilities, i * V, V, V, ONE)
     for c in range(V):
         probabilities[i, c] /= total
-    return lane_max(log(splat(total))) - (logits[i, target] - peak)         # the peak first: it may be large
+    return lane_max(log(splat(total))) - (logits[i, target] - peak)         # first the peak, which may be large
 
 
 @njit(parallel=True, cache=True)
 def cross_entropy_forward(logits, targets, probabilities, losses):
     """losses (N,) in nats: -log of the probability that softmax(logits (N, V)) gives targets (N,).
 
-    Writes the probabilities (N, V), too, for the way back.
+    Also writes the probabilities (N, V), for the backward pass.
     """
     for i in prange(logits.shape[0]):
         losses[i] = _cross_entropy_row(logits, i, targets[i], probabilities)
@@ -49,7 +50,7 @@ def cross_entropy_forward(logits, targets, probabilities, losses):
 # loss = log(sum of e^logits) - logits[target]:  dlogits = dloss * (probabilities - onehot(target))
 @njit(parallel=True, cache=True)
 def cross_entropy_backward(dloss, probabilities, targets, dlogits):
-    """Write dlogits (N, V), given dloss, the weight of each row's loss."""
+    """Write dlogits (N, V) from the probabilities (N, V), the targets (N,), and dloss, the weight of each row's loss."""
     for i in prange(probabilities.shape[0]):
         for c in range(probabilities.shape[1]):
             dlogits[i, c] = dloss * (probabilities[i, c] - (ONE if c == targets[i] else ZERO))

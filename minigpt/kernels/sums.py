@@ -1,6 +1,6 @@
 """Sums down the columns of x (N, C), sums by index, and the sum of squares of a whole array.
 
-A sum down a column adds row after row, and each column belongs to one thread.
+A column sum adds row after row, and each column is computed by one thread.
 """
 
 import numpy as np
@@ -8,11 +8,12 @@ from numba import njit, prange
 
 from .lanes import LANES, ZERO, fma, lane_sum, load_part, splat, store_part
 
-CHUNK = 4096
+PARTIAL = 4096      # elements of a partial sum in `sum_of_squares`: part of its order of addition
 
 
 @njit
 def column_sum(x, c, total):
+    """total[c : c + 16] += the sum of these columns of x (N, C)."""
     N, C = x.shape
     lanes = load_part(total, c, C - c, ZERO)
     for i in range(N):
@@ -49,21 +50,21 @@ def _sum_of_squares(x, start, stop):
 
 @njit
 def sum_in_chunks(x):
-    """`sum_of_squares`, on one thread."""
+    """`sum_of_squares`, computed by the calling thread alone."""
     total = ZERO
-    for start in range(0, x.size, CHUNK):
-        total += _sum_of_squares(x, start, min(start + CHUNK, x.size))
+    for start in range(0, x.size, PARTIAL):
+        total += _sum_of_squares(x, start, min(start + PARTIAL, x.size))
     return total
 
 
 @njit(parallel=True, cache=True)
 def sum_of_squares(x):
-    """The sum of x[i]^2 over a contiguous array of any shape: in chunks of 4096, then over the chunks in order."""
-    chunks = (x.size + CHUNK - 1) // CHUNK
-    parts = np.empty(chunks, np.float32)
-    for chunk in prange(chunks):
-        parts[chunk] = _sum_of_squares(x, chunk * CHUNK, min((chunk + 1) * CHUNK, x.size))
+    """The sum of x[i]^2 over a contiguous array of any shape: partial sums of 4096 elements, added in order."""
+    count = (x.size + PARTIAL - 1) // PARTIAL
+    partial = np.empty(count, np.float32)
+    for i in prange(count):
+        partial[i] = _sum_of_squares(x, i * PARTIAL, min((i + 1) * PARTIAL, x.size))
     total = ZERO
-    for chunk in range(chunks):
-        total += parts[chunk]
+    for i in range(count):
+        total += partial[i]
     return total
