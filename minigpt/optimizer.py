@@ -25,8 +25,8 @@ def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
 class Optimizer:
     """AdamW for every parameter; with `optimizer="muon"`, Muon for the matrices inside the blocks.
 
-    `steps` is the length of the learning-rate schedule.  The moment estimates, `state` (name -> array), and `step_count` are all
-    its state: a run resumed with them continues with the same bits.
+    `steps` is the length of the learning-rate schedule.  The moment estimates, `state` (name -> array), and `step_count` are
+    all its state: a run resumed with them continues with the same bits.
     """
 
     def __init__(self, model: Layer, config: OptimizerConfig, steps: int):

@@ -340,8 +340,10 @@ def test_matmul_writes_into_a_part_of_a_matrix_and_nowhere_else():
 MISMATCHED = {
     "inner": (random(3, 4), random(5, 6), random(3, 6)), "rows of out": (random(3, 4), random(4, 6), random(2, 6)),
     "columns of out": (random(3, 4), random(4, 6), random(3, 7)), "one dimension": (random(4), random(4, 6), random(1, 6)),
-    "float64": (random(3, 4).astype(float), random(4, 6), random(3, 6)), "float64 out": (random(3, 4), random(4, 6), np.ones((3, 6))),
-    "integers": (random(3, 4), np.ones((4, 6), int), random(3, 6)), "transposed out": (random(3, 4), random(4, 6), random(6, 3).T),
+    "float64": (random(3, 4).astype(float), random(4, 6), random(3, 6)),
+    "float64 out": (random(3, 4), random(4, 6), np.ones((3, 6))),
+    "integers": (random(3, 4), np.ones((4, 6), int), random(3, 6)),
+    "transposed out": (random(3, 4), random(4, 6), random(6, 3).T),
     "every other column of out": (random(3, 4), random(4, 6), random(3, 12)[:, ::2])}
 
 

@@ -200,7 +200,7 @@ def _rotate_row(rows, row, cosine, sine, position):
 
 @njit
 def _norm(x, norm, n):
-    """A normalised copy of x (S, C); norm is (gains, biases or None), of which it takes number n, or (None, None): a plain copy."""
+    """A normalised copy of x (S, C), with number n of norm = (gains, biases or None); a plain copy if it is (None, None)."""
     y = np.empty_like(x)
     for i in range(len(x)):
         for c in range(x.shape[1]):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 from numba import get_num_threads, njit, prange, set_num_threads
 
-# Idle OpenMP threads spin for milliseconds before they sleep.  Between two kernels some microseconds are enough; and where other
-# processes use the cores as well, the default makes training 100 times slower.
+# Idle OpenMP threads spin for milliseconds before they sleep.  Between two kernels some microseconds are enough; and where
+# other processes use the cores as well, the default makes training 100 times slower.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
