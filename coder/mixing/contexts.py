@@ -19,39 +19,47 @@ def _context(name, reason):
     return len(CONTEXTS) - 1
 
 
-ORDER_1 = _context("order 1", "pairs of bytes")
-ORDER_2 = _context("order 2", "syllables, fields of 2 bytes")
-ORDER_3 = _context("order 3", "syllables, endings")
-ORDER_4 = _context("order 4", "short words, machine instructions")
-ORDER_6 = _context("order 6", "words, phrases of code")
-WORD = _context("word", "the rest of a word, whatever stands before it")
-ORDER_5 = _context("order 5", "fills the gap between orders 4 and 6")
-ORDER_0 = _context("order 0", "how frequent each byte is")
-WORD_BIGRAM = _context("word, last word", "which word follows which")
-WORD_TRIGRAM = _context("word, last 2 words", "phrases")
-WORD_SKIP = _context("word, second last word", "phrases with any word in the middle")
-WORD_MARK = _context("word, last mark", "words after a comma, a full stop, a bracket")
-WORD_LINE_START = _context("word, first byte of line", "words in a line of this kind")
-LAST_WORD_1 = _context("last word, order 1", "how a word begins after that word")
-LAST_WORD_2 = _context("last word, order 2", "how a word goes on after that word")
-LETTERS_4 = _context("4 letters", "order 4 in lower case, whatever the punctuation")
-LETTERS_5 = _context("5 letters", "order 5 in lower case, whatever the punctuation")
-LETTERS_3 = _context("3 letters", "order 3 in lower case, whatever the punctuation")
-INDIRECT_1 = _context("3 followers of order 1", "what came the last 3 times after this byte")
-INDIRECT_2_1 = _context("2 followers of order 2, order 1", "what came the last 2 times after these 2 bytes")
-INDIRECT_2 = _context("3 followers of order 2", "what came the last 3 times after these 2 bytes")
-COLUMN = _context("column, order 1", "tables, indentation, where lines break")
-ABOVE = _context("byte above, word length, order 1", "columns of text, repeated lines")
-ABOVE_COLUMN = _context("byte above, column", "tables of fixed width")
-SPARSE_2_3 = _context("bytes 2 and 3 back", "records, instructions whose last byte varies")
-SPARSE_2_4 = _context("bytes 2 to 4 back", "the same, one byte longer")
-SPARSE_3_4 = _context("bytes 3 and 4 back", "records of 4 bytes, samples of 2")
-HIGH_BITS = _context("order 1, high bits of 5 bytes", "numbers and addresses that nearly recur")
-SPEAKER_WORD = _context("speaker, word", "a character's favourite words, the values of a key")
-DIALOGUE = _context("last speaker, order 3", "who answers whom")
-EXPECTED = _context("byte expected by short match", "how far to trust it, by its value and the match's length")
-VERSE = _context("words in line, word length, order 1", "where a verse ends")
-SHAPES = _context("shape, order 1", "capitals, marks and line breaks, whatever the words")
+# At the end of each line: by how many bytes the code grows without that context, all else the same, in the mode with all of
+# them and no GPT.  Of the first 300,000 bytes of tiny Shakespeare (code: 75,053 bytes), of C (perl 5.36.0's inline.h, 105,922
+# bytes; 18,097), and of the first 300,000 bytes of an executable (perl 5.36.0 for Debian 12 on x86-64; 46,598):
+#     python -m tests.ablation tinyshakespeare.txt 300000;  ... inline.h;  ... /usr/bin/perl 300000
+# In fast mode, of the whole of tiny Shakespeare (`--fast`; 274,974), the six: 1,942, 1,914, 1,833, 1,899, 3,177, 4,849.
+# Contexts overlap, so two may be worth more together than the sum of what each is worth alone.
+#
+#                                                                                                   bytes:  text     C  binary
+ORDER_1 = _context("order 1", "pairs of bytes")                                                            #     37    26     38
+ORDER_2 = _context("order 2", "syllables, fields of 2 bytes")                                              #    278    93     78
+ORDER_3 = _context("order 3", "syllables, endings")                                                        #    118    40     36
+ORDER_4 = _context("order 4", "short words, machine instructions")                                         #     56     3     39
+ORDER_6 = _context("order 6", "words, phrases of code")                                                    #     45    12    535
+WORD = _context("word", "the rest of a word, whatever stands before it")                                   #    351    79     34
+ORDER_5 = _context("order 5", "fills the gap between orders 4 and 6")                                      #      6    -4     36
+ORDER_0 = _context("order 0", "how frequent each byte is")                                                 #    111   106    100
+WORD_BIGRAM = _context("word, last word", "which word follows which")                                      #     50    -2      4
+WORD_TRIGRAM = _context("word, last 2 words", "phrases")                                                   #     27    29      1
+WORD_SKIP = _context("word, second last word", "phrases with any word in the middle")                      #     84    18    152
+WORD_MARK = _context("word, last mark", "words after a comma, a full stop, a bracket")                     #     10    27     14
+WORD_LINE_START = _context("word, first byte of line", "words in a line of this kind")                     #      8    26      4
+LAST_WORD_1 = _context("last word, order 1", "how a word begins after that word")                          #     11     1     14
+LAST_WORD_2 = _context("last word, order 2", "how a word goes on after that word")                         #     25    14     24
+LETTERS_4 = _context("4 letters", "order 4 in lower case, whatever the punctuation")                       #      3    -2      2
+LETTERS_5 = _context("5 letters", "order 5 in lower case, whatever the punctuation")                       #      0    -3      2
+LETTERS_3 = _context("3 letters", "order 3 in lower case, whatever the punctuation")                       #     15     8     26
+INDIRECT_1 = _context("3 followers of order 1", "what came the last 3 times after this byte")              #     -9    30     94
+INDIRECT_2_1 = _context("2 followers of order 2, order 1", "what came the last 2 times after these 2")     #     12    18     28
+INDIRECT_2 = _context("3 followers of order 2", "what came the last 3 times after these 2 bytes")          #      5     8    168
+COLUMN = _context("column, order 1", "tables, indentation, where lines break")                             #     72    32     15
+ABOVE = _context("byte above, word length, order 1", "columns of text, repeated lines")                    #     12    15     41
+ABOVE_COLUMN = _context("byte above, column", "tables of fixed width")                                     #     81    48    354
+SPARSE_2_3 = _context("bytes 2 and 3 back", "records, instructions whose last byte varies")                #      8     1    120
+SPARSE_2_4 = _context("bytes 2 to 4 back", "the same, one byte longer")                                    #      2    -2    163
+SPARSE_3_4 = _context("bytes 3 and 4 back", "records of 4 bytes, samples of 2")                            #      4     2    244
+HIGH_BITS = _context("order 1, high bits of 5 bytes", "numbers and addresses that nearly recur")           #     43     5     70
+SPEAKER_WORD = _context("speaker, word", "a character's favourite words, the values of a key")             #     17    22     10
+DIALOGUE = _context("last speaker, order 3", "who answers whom")                                           #      4     9     43
+EXPECTED = _context("byte expected by short match", "how far to trust it, by value and length")            #     74    82  1,914
+VERSE = _context("words in line, word length, order 1", "where a verse ends")                              #     85    21      7
+SHAPES = _context("shape, order 1", "capitals, marks and line breaks, whatever the words")                 #     71   114    140
 
 ALL_CONTEXTS = len(CONTEXTS)
 FAST_CONTEXTS = 6           # of the first ones, in fast mode
