@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from .files import write_atomically
 from .model import GPT, GPTConfig
-from .tokenizer import from_json
+from .tokenizer import ByteTokenizer, CharTokenizer, from_json
 
 FORMAT = "minigpt 1"
 
@@ -27,12 +27,12 @@ class CheckpointError(Exception):
 
 class Checkpoint(NamedTuple):
     model: GPT
-    tokenizer: object
+    tokenizer: ByteTokenizer | CharTokenizer
     run: dict           # what a run needs to go on (see trainer.py); empty for a bare model
     arrays: dict        # name -> array: the arrays of that run
 
 
-def fingerprint(model):
+def fingerprint(model) -> str:
     """SHA-256, in hexadecimal, over the names, shapes and bytes of the weights."""
     return _digest({name: parameter.data for name, parameter in model.parameters().items()})
 
@@ -46,7 +46,8 @@ def _digest(arrays, text=""):
     return sha.hexdigest()
 
 
-def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
+def save_checkpoint(path: Path | str, model: GPT, tokenizer: ByteTokenizer | CharTokenizer, run: dict | None = None,
+                    arrays: dict[str, np.ndarray] | None = None) -> None:
     """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
     tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
     tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
@@ -60,7 +61,7 @@ def save_checkpoint(path, model, tokenizer, run=None, arrays=None):
         raise OSError(error.errno, f"cannot save the model ({len(data):,} bytes): {error.strerror}", str(path)) from None
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a Checkpoint.  CheckpointError says what is wrong with a file that is missing, foreign or damaged."""
     try:
         with safe_open(path, "numpy") as file:

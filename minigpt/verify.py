@@ -13,6 +13,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numba
@@ -96,7 +97,7 @@ STEPS, BATCH = 4, 3
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-40, 1.17549435e-38, 3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
 
 
-def sha256(*arrays):
+def sha256(*arrays: np.ndarray) -> str:
     """SHA-256, in hexadecimal, of the arrays' bytes, little-endian, with every NaN the same."""
     digest = hashlib.sha256()
     for array in arrays:
@@ -236,7 +237,7 @@ def models():
     yield "wide: logits, token by token", sha256(np.stack([wide.step(i, cache) for i in ids[:2, :8].T], axis=1))
 
 
-def results():
+def results() -> Iterator[tuple[str, str]]:
     """(name, hash) of everything, in the order of EXPECTED.  FloatingPointError where this process cannot compute it."""
     check_arithmetic(numba.get_num_threads())
     yield "random integers", sha256(rng.words(7, "verify", 2 ** 33, 999))
@@ -247,7 +248,7 @@ def results():
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
-def machine():
+def machine() -> list[tuple[str, str]]:
     """[(what, which)] of all that might make a difference, and must not."""
     layer = numba.threading_layer() if numba.get_num_threads() > 1 else "none"
     target, cpu, features = cpu_target.target_context.codegen().magic_tuple()
@@ -269,7 +270,7 @@ def _processor():
     return (names or [platform.processor() or "unknown"])[0] + f" (LLVM: {binding.get_host_cpu_name()})"
 
 
-def report(results, expected, as_json=False):
+def report(results: Iterable[tuple[str, str]], expected: dict[str, str], as_json: bool = False) -> bool:
     """Print the results, pairs (name, hash), beside those expected.  Returns whether all are the same."""
     start, found, differing = time.perf_counter(), {}, []
     if not as_json:

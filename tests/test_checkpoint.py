@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_safetensors
 from minigpt import checkpoint
 from minigpt.checkpoint import CheckpointError, fingerprint, load_checkpoint, save_checkpoint
 from minigpt.tokenizer import CharTokenizer
-from tests.reference import CONFIGS, make_config, make_ids, make_model
+from tests.float64 import CONFIGS, make_config, make_ids, make_model
 
 CHARACTERS = CharTokenizer("hello, 世界")
 RUN = {"step": 7, "validations": [[3, 1.25]], "text_sha256": "ab"}

@@ -1,4 +1,4 @@
-"""Every derivative, against differences of the float64 specification in reference.py.
+"""Every derivative, against differences of the float64 model in float64.py.
 
 A central difference with h = 1e-7 errs by some 1e-9, mostly from the rounding of float64.  A larger h would push some
 input of a ReLU over its kink; as the seeds are fixed and the bits the same everywhere, what is far enough from it here is
@@ -13,13 +13,13 @@ import pytest
 
 from minigpt.blocks import Attention, FeedForward, Residual, Rotary
 from minigpt.layers import CrossEntropy, Draw, Dropout, Embedding, LayerNorm, Linear, RMSNorm, TiedHead
-from tests import reference
+from tests import float64
 
 H = 1e-7
 DRAW = Draw(seed=7, step=3)
 B, T, C, V = 3, 9, 12, 11
 N = B * T
-IDS = reference.random_array(N, 5).argsort() % (V - 1)       # some tokens often, the last one never
+IDS = float64.random_array(N, 5).argsort() % (V - 1)       # some tokens often, the last one never
 
 
 def slope(f, x, direction):
@@ -51,14 +51,14 @@ class Case(NamedTuple):
 
 def linear(bias):
     layer = Linear(C, 7, bias, std=0)
-    return Case(layer.parameters("layer."), layer.forward, layer.backward, lambda x, w: reference.linear(x, w, "layer"))
+    return Case(layer.parameters("layer."), layer.forward, layer.backward, lambda x, w: float64.linear(x, w, "layer"))
 
 
 def norm(kind, bias=False):
     layer = LayerNorm(C, bias) if kind == "layer" else RMSNorm(C)
-    config = reference.make_config("default", norm=kind)
+    config = float64.make_config("default", norm=kind)
     return Case(layer.parameters("layer."), layer.forward, layer.backward,
-                lambda x, w: reference.normalise(x, config, w, "layer"))
+                lambda x, w: float64.normalise(x, config, w, "layer"))
 
 
 def embedding():
@@ -77,42 +77,42 @@ def rotary():
 
     def plain(x, w):
         heads = x.reshape(B, T, 2, C // 2).swapaxes(1, 2)                      # (B, H, T, D)
-        return reference.rotate(heads).swapaxes(1, 2).reshape(N, C)
+        return float64.rotate(heads).swapaxes(1, 2).reshape(N, C)
     return Case({}, lambda x: layer.forward(x.copy(), T), lambda dy: layer.backward(dy.copy(), T), plain)
 
 
 def attention(**choices):
-    config = reference.make_config("default", n_head=3, **choices)
+    config = float64.make_config("default", n_head=3, **choices)
     layer = Attention(config, Rotary(T, 3, C // 3) if config.position == "rotary" else None, std=0, std_out=0)
     return Case(layer.parameters("layer."), lambda x: layer.forward(x, T), layer.backward,
-                lambda x, w: reference.attention(x.reshape(B, T, C), config, w, "layer").reshape(N, C))
+                lambda x, w: float64.attention(x.reshape(B, T, C), config, w, "layer").reshape(N, C))
 
 
 def feed_forward(activation, bias):
-    config = reference.make_config("default", activation=activation, bias=bias)
+    config = float64.make_config("default", activation=activation, bias=bias)
     layer = FeedForward(config, std=0, std_out=0)
     return Case(layer.parameters("layer."), layer.forward, layer.backward,
-                lambda x, w: reference.feed_forward(x, config, w, "layer"))
+                lambda x, w: float64.feed_forward(x, config, w, "layer"))
 
 
 def dropout():
     layer = Dropout(0.25, "here")
     return Case({}, lambda x: layer.forward(x, DRAW), layer.backward,
-                lambda x, w: x * reference.dropout_mask(DRAW, "here", x.shape, 0.25))
+                lambda x, w: x * float64.dropout_mask(DRAW, "here", x.shape, 0.25))
 
 
 def residual(norm_order):
-    config = reference.make_config("default", norm_order=norm_order, activation="gelu")
+    config = float64.make_config("default", norm_order=norm_order, activation="gelu")
     layer = Residual(FeedForward(config, 0, 0), RMSNorm(C), norm_order == "first", Dropout(0.25, "here"))
     return Case(layer.parameters("layer."), lambda x: layer.forward(x, DRAW, layer.sublayer.forward), layer.backward,
-                lambda x, w: reference.residual(x, config, w, "layer", reference.feed_forward,
-                                                reference.dropout_mask(DRAW, "here", x.shape, 0.25)))
+                lambda x, w: float64.residual(x, config, w, "layer", float64.feed_forward,
+                                                float64.dropout_mask(DRAW, "here", x.shape, 0.25)))
 
 
 def cross_entropy():
     layer = CrossEntropy()
     return Case({}, lambda x: np.float32(layer.forward(x, IDS)), lambda dy: dy * layer.backward(),
-                lambda x, w: reference.cross_entropy(x, IDS))
+                lambda x, w: float64.cross_entropy(x, IDS))
 
 
 LAYERS = {
@@ -133,11 +133,11 @@ LAYERS = {
 @pytest.fixture(params=LAYERS)
 def layer(request):
     case = LAYERS[request.param]()
-    reference.shake(case.parameters, amount=0.5)
+    float64.shake(case.parameters, amount=0.5)
     return case
 
 
-X = reference.random_array((N, C), 1)
+X = float64.random_array((N, C), 1)
 
 
 def assert_close(got, want, name=""):
@@ -145,13 +145,13 @@ def assert_close(got, want, name=""):
 
 
 def test_a_layer_computes_what_the_mathematics_says(layer):
-    assert_close(layer.forward(X), layer.plain(X.astype(np.float64), reference.weights_of(layer.parameters)))
+    assert_close(layer.forward(X), layer.plain(X.astype(np.float64), float64.weights_of(layer.parameters)))
 
 
 def test_a_layers_backward_is_the_slope_of_its_forward(layer):
     """Of the sum of dy * y, by each element of x and of every parameter."""
-    dy = reference.random_array(np.shape(layer.forward(X)), 2)
-    x, weights = X.astype(np.float64), reference.weights_of(layer.parameters)
+    dy = float64.random_array(np.shape(layer.forward(X)), 2)
+    x, weights = X.astype(np.float64), float64.weights_of(layer.parameters)
     dx = layer.backward(dy)
     got = {"x": np.zeros_like(X) if dx is None else dx, **{name: p.grad for name, p in layer.parameters.items()}}
     for name, array in {"x": x, **weights}.items():
@@ -160,7 +160,7 @@ def test_a_layers_backward_is_the_slope_of_its_forward(layer):
 
 
 def test_a_layer_adds_to_the_gradients_that_are_there(layer):
-    dy = reference.random_array(np.shape(layer.forward(X)), 2)
+    dy = float64.random_array(np.shape(layer.forward(X)), 2)
     layer.backward(dy)
     once = {name: parameter.grad.copy() for name, parameter in layer.parameters.items()}
     layer.forward(X)
@@ -171,21 +171,21 @@ def test_a_layer_adds_to_the_gradients_that_are_there(layer):
 
 # --- the whole model --------------------------------------------------------------------------------------------------
 
-@pytest.fixture(params=reference.CONFIGS)
+@pytest.fixture(params=float64.CONFIGS)
 def config(request):
-    return reference.make_config(request.param)
+    return float64.make_config(request.param)
 
 
 def batch(config):
     """ids, targets (B, T), the draw and the specification's masks; the window is shorter than block_size."""
-    ids, targets = reference.make_ids(config, 3, 8, seed=1), reference.make_ids(config, 3, 8, seed=2)
+    ids, targets = float64.make_ids(config, 3, 8, seed=1), float64.make_ids(config, 3, 8, seed=2)
     draw = DRAW if config.dropout else None
-    return ids, targets, draw, reference.dropout_masks(config, draw, 3, 8) if draw else None
+    return ids, targets, draw, float64.dropout_masks(config, draw, 3, 8) if draw else None
 
 
 def test_loss_and_logits_are_those_of_the_specification(config):
-    model, (ids, targets, draw, masks) = reference.make_model(config), batch(config)
-    loss, logits = reference.loss(reference.weights_of(model.parameters()), config, ids, targets, masks)
+    model, (ids, targets, draw, masks) = float64.make_model(config), batch(config)
+    loss, logits = float64.loss(float64.weights_of(model.parameters()), config, ids, targets, masks)
     assert model.loss(ids, targets, draw) == pytest.approx(loss, abs=1e-6)
     assert model.losses.mean(dtype=np.float64) == pytest.approx(loss, abs=1e-6)
     np.testing.assert_allclose(model.forward(ids, draw), logits, rtol=0, atol=3e-6)
@@ -193,8 +193,8 @@ def test_loss_and_logits_are_those_of_the_specification(config):
 
 def test_every_gradient_is_the_slope_of_the_loss(config):
     """Of each parameter: by some of its elements, and along one random direction through all of them."""
-    model, (ids, targets, draw, masks) = reference.make_model(config), batch(config)
-    weights = reference.weights_of(model.parameters())
+    model, (ids, targets, draw, masks) = float64.make_model(config), batch(config)
+    weights = float64.weights_of(model.parameters())
     model.loss(ids, targets, draw)
     model.backward()
     largest = max(np.abs(parameter.grad).max() for parameter in model.parameters().values())
@@ -204,7 +204,7 @@ def test_every_gradient_is_the_slope_of_the_loss(config):
         directions = [unit(grad.shape, i) for i in random.permutation(grad.size)[:12]] + [random.uniform(-1, 1, grad.shape)]
         for direction in directions:
             direction /= np.linalg.norm(direction)
-            want = slope(lambda: reference.loss(weights, config, ids, targets, masks)[0], weights[name], direction)
+            want = slope(lambda: float64.loss(weights, config, ids, targets, masks)[0], weights[name], direction)
             # The second term: sums that cancel, such as a bias of all keys, which changes nothing if keys stay unturned.
             allowed = 4e-6 * np.sqrt(np.mean(grad ** 2)) + 1e-7 * largest
             assert np.sum(grad * direction) == pytest.approx(want, rel=0, abs=allowed), name

@@ -19,23 +19,23 @@ from minigpt.kernels.decode import step_by_columns
 from minigpt.kernels.matmul import matmul
 from minigpt.layers import Draw
 from minigpt.optimizer import Optimizer, OptimizerConfig
-from tests import reference
+from tests import float64
 
 B, T = 5, 53
 
 
 def make_config(name):
-    return reference.make_config(name, vocab_size=67, block_size=T, n_embd=72, n_head=4)
+    return float64.make_config(name, vocab_size=67, block_size=T, n_embd=72, n_head=4)
 
 
-@pytest.fixture(scope="module", params=reference.CONFIGS)
+@pytest.fixture(scope="module", params=float64.CONFIGS)
 def model(request):
-    return reference.make_model(make_config(request.param))
+    return float64.make_model(make_config(request.param))
 
 
 @pytest.fixture
 def ids(model):
-    return reference.make_ids(model.config, B, T)
+    return float64.make_ids(model.config, B, T)
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def rows_depend_on_the_batch(compute, rows):
 
 @pytest.mark.parametrize("name", ["default", "gpt-2"])
 def test_a_row_has_the_same_bits_in_every_size_of_batch_at_once_and_token_by_token(name):
-    model = reference.make_model(make_config(name))
-    ids = reference.make_ids(model.config, 65, 20)
+    model = float64.make_model(make_config(name))
+    ids = float64.make_ids(model.config, 65, 20)
     assert same(model.forward(ids), steps(model, ids, model.new_cache(65)))
     assert not rows_depend_on_the_batch(model.forward, ids)
     assert not rows_depend_on_the_batch(lambda rows: steps(model, rows, model.new_cache(len(rows))), ids)
@@ -95,7 +95,7 @@ def test_a_row_has_the_same_bits_in_every_size_of_batch_at_once_and_token_by_tok
 
 def test_the_same_check_finds_that_rows_of_numpys_matrix_product_depend_on_the_batch():
     """A check that cannot fail shows nothing."""
-    x, W = reference.random_array((65, 300)), reference.random_array((300, 200), 1)
+    x, W = float64.random_array((65, 300)), float64.random_array((300, 200), 1)
     assert not rows_depend_on_the_batch(lambda rows: matmul(rows, W, np.empty((len(rows), 200), np.float32)), x)
     if not rows_depend_on_the_batch(lambda rows: rows @ W, x):
         pytest.skip("NumPy's product on this machine happens to give each row the same bits in every batch")
@@ -169,15 +169,15 @@ def test_steps_see_what_training_did_to_the_weights(model, ids):
 def use_otherwise(model):
     """All that a program may do between two training steps: windows and caches of other sizes."""
     cache = model.new_cache(2)
-    model.forward(reference.make_ids(model.config, 2, 11, seed=8), cache=cache)
+    model.forward(float64.make_ids(model.config, 2, 11, seed=8), cache=cache)
     model.step(np.array([5, 6]), cache)
-    model.forward(reference.make_ids(model.config, 7, T, seed=9))
-    model.loss(reference.make_ids(model.config, 3, 4), reference.make_ids(model.config, 3, 4))
+    model.forward(float64.make_ids(model.config, 7, T, seed=9))
+    model.loss(float64.make_ids(model.config, 3, 4), float64.make_ids(model.config, 3, 4))
 
 
 def gradients(model, seed=0):
     draw = Draw(1, seed) if model.config.dropout else None
-    model.loss(reference.make_ids(model.config, B, T, (seed, 0)), reference.make_ids(model.config, B, T, (seed, 1)), draw)
+    model.loss(float64.make_ids(model.config, B, T, (seed, 0)), float64.make_ids(model.config, B, T, (seed, 1)), draw)
     model.backward()
     return {name: parameter.grad.copy() for name, parameter in model.parameters().items()}
 
@@ -214,7 +214,7 @@ def test_results_are_not_overwritten_by_later_calls(model, ids, logits):
 
 
 def test_training_is_not_disturbed_by_what_is_done_between_its_steps(model):
-    alone, disturbed = reference.make_model(model.config), reference.make_model(model.config)
+    alone, disturbed = float64.make_model(model.config), float64.make_model(model.config)
     assert_all_same(train(disturbed, between=use_otherwise), train(alone))
 
 
@@ -230,9 +230,9 @@ def fingerprints(name, threads):
     before = numba.get_num_threads()
     numba.set_num_threads(threads)
     try:
-        model = reference.make_model(make_config(name))
-        ids = reference.make_ids(model.config, B, T)
-        many = reference.make_ids(model.config, 100, 5)      # for a few sequences one thread is enough, and the model takes one
+        model = float64.make_model(make_config(name))
+        ids = float64.make_ids(model.config, B, T)
+        many = float64.make_ids(model.config, 100, 5)      # for a few sequences one thread is enough, and the model takes one
         return {"logits": digest([model.forward(ids)]),
                 "steps": digest([steps(model, many, model.new_cache(len(many)))]),
                 "gradients": digest(gradients(model).values()),
@@ -244,8 +244,8 @@ def fingerprints(name, threads):
 @pytest.fixture(scope="module")
 def fingerprints_elsewhere():
     """threads -> name of the config -> fingerprints, from a process that may start 4 threads, whatever this machine has."""
-    program = ("import json; from tests import reference; from tests.test_invariance import fingerprints\n"
-               "print(json.dumps({threads: {name: fingerprints(name, threads) for name in reference.CONFIGS}\n"
+    program = ("import json; from tests import float64; from tests.test_invariance import fingerprints\n"
+               "print(json.dumps({threads: {name: fingerprints(name, threads) for name in float64.CONFIGS}\n"
                "                  for threads in (2, 3, 4)}))")
     environment = {**os.environ, "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, cwd=Path(__file__).parents[1], check=True,
@@ -253,7 +253,7 @@ def fingerprints_elsewhere():
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("name", reference.CONFIGS)
+@pytest.mark.parametrize("name", float64.CONFIGS)
 def test_two_threads_compute_the_bits_of_one(name):
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("this process has one thread")
@@ -261,6 +261,6 @@ def test_two_threads_compute_the_bits_of_one(name):
 
 
 @pytest.mark.parametrize("threads", ["2", "3", "4"])
-@pytest.mark.parametrize("name", reference.CONFIGS)
+@pytest.mark.parametrize("name", float64.CONFIGS)
 def test_another_process_with_more_threads_computes_the_same_bits(fingerprints_elsewhere, name, threads):
     assert fingerprints_elsewhere[threads][name] == fingerprints(name, 1)

@@ -10,7 +10,7 @@ import pytest
 from minigpt.layers import CrossEntropy, Draw, LayerNorm, Linear, RMSNorm
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
-from tests import reference
+from tests import float64
 
 # --- GPTConfig --------------------------------------------------------------------------------------------------------
 
@@ -220,31 +220,31 @@ def test_a_model_has_the_parameters_that_the_formula_counts():
 
 
 def test_a_tied_head_has_no_weights_of_its_own():
-    tied, untied = (weights(GPT(reference.make_config("default", tied=tied))) for tied in (True, False))
+    tied, untied = (weights(GPT(float64.make_config("default", tied=tied))) for tied in (True, False))
     assert untied.keys() - tied.keys() == {"head.weight"}
 
 
-@pytest.mark.parametrize("name", reference.CONFIGS)
+@pytest.mark.parametrize("name", float64.CONFIGS)
 def test_an_untrained_model_knows_nothing(name):
-    config = reference.make_config(name, vocab_size=65, block_size=64, n_embd=64)
-    ids, targets = reference.make_ids(config, 8, 64, 1), reference.make_ids(config, 8, 64, 2)
+    config = float64.make_config(name, vocab_size=65, block_size=64, n_embd=64)
+    ids, targets = float64.make_ids(config, 8, 64, 1), float64.make_ids(config, 8, 64, 2)
     assert GPT(config).loss(ids, targets) == pytest.approx(math.log(65), abs=0.05)
 
 
 def test_the_same_seed_gives_the_same_weights():
-    config = reference.make_config("gpt-2")
+    config = float64.make_config("gpt-2")
     ours, theirs = weights(GPT(config, seed=5)), weights(GPT(config, seed=5))
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
 
 
 def test_another_seed_gives_other_matrices():
-    config = reference.make_config("gpt-2")
+    config = float64.make_config("gpt-2")
     ours, theirs = weights(GPT(config, seed=5)), weights(GPT(config, seed=6))
     assert all((ours[name] != theirs[name]).mean() > 0.99 for name in ours if ours[name].ndim == 2)
 
 
 def test_no_two_matrices_start_alike():
-    matrices = [data.reshape(-1) for data in weights(GPT(reference.make_config("default"))).values() if data.ndim == 2]
+    matrices = [data.reshape(-1) for data in weights(GPT(float64.make_config("default"))).values() if data.ndim == 2]
     starts = {(matrix[:8] / matrix[0]).tobytes() for matrix in matrices}
     assert len(starts) == len(matrices)
 
@@ -252,14 +252,14 @@ def test_no_two_matrices_start_alike():
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 def test_without_a_draw_nothing_is_dropped():
-    ids = reference.make_ids(reference.make_config("default"), 2, 9)
-    with_dropout, without = (GPT(reference.make_config("default", dropout=p)) for p in (0.5, 0.0))
+    ids = float64.make_ids(float64.make_config("default"), 2, 9)
+    with_dropout, without = (GPT(float64.make_config("default", dropout=p)) for p in (0.5, 0.0))
     assert with_dropout.forward(ids).tobytes() == without.forward(ids).tobytes()
 
 
 def test_dropout_depends_on_the_seed_and_the_step_alone():
-    config = reference.make_config("dropout")
-    model, ids = GPT(config), reference.make_ids(config, 2, 9)
+    config = float64.make_config("dropout")
+    model, ids = GPT(config), float64.make_ids(config, 2, 9)
     first = model.forward(ids, Draw(1, 1))
     assert not np.array_equal(model.forward(ids, Draw(1, 2)), first)
     assert not np.array_equal(model.forward(ids, Draw(2, 1)), first)

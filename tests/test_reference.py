@@ -27,7 +27,7 @@ from minigpt.optimizer import Optimizer, OptimizerConfig
 from minigpt.sampling import generate
 from minigpt.tokenizer import ByteTokenizer
 from minigpt.trainer import TrainConfig, Trainer
-from tests import reference
+from tests import float64
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-40, 1.17549435e-38, 3.4028235e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
 # Edge shapes of the network: one token, a head of odd or single width, rows past a vector, a tile, a block of attention.
@@ -202,12 +202,12 @@ def test_orthogonalisation_is_the_kernel(shape):
 # --- the network ----------------------------------------------------------------------------------------------------------
 
 def models(name, sizes):
-    config = reference.make_config(name, **SIZES[sizes])
-    model = reference.make_model(config, seed=3)
+    config = float64.make_config(name, **SIZES[sizes])
+    model = float64.make_model(config, seed=3)
     return config, model, {name: parameter.data.copy() for name, parameter in model.parameters().items()}
 
 
-every_option = [pytest.mark.parametrize("name", reference.CONFIGS), pytest.mark.parametrize("sizes", SIZES)]
+every_option = [pytest.mark.parametrize("name", float64.CONFIGS), pytest.mark.parametrize("sizes", SIZES)]
 
 
 def for_every_option(test):
@@ -219,7 +219,7 @@ def for_every_option(test):
 @for_every_option
 def test_logits_loss_and_every_gradient_are_the_same(name, sizes):
     config, model, w = models(name, sizes)
-    ids = reference.make_ids(config, 3, config.block_size + 1)
+    ids = float64.make_ids(config, 3, config.block_size + 1)
     x, y = ids[:, :-1], ids[:, 1:]
     logits, _ = plain.forward(config, w, x)
     assert same(logits.reshape(*x.shape, -1), model.forward(x))
@@ -234,7 +234,7 @@ def test_logits_loss_and_every_gradient_are_the_same(name, sizes):
 @for_every_option
 def test_token_by_token_the_logits_are_the_same(name, sizes):
     config, _, w = models(name, sizes)
-    ids, past = reference.make_ids(config, 2, config.block_size), {}
+    ids, past = float64.make_ids(config, 2, config.block_size), {}
     whole = plain.forward(config, w, ids)[0].reshape(*ids.shape, -1)
     assert all(same(plain.forward(config, w, ids[:, t:t + 1], past=past)[0], whole[:, t]) for t in range(ids.shape[1]))
 
@@ -246,7 +246,7 @@ def test_weights_and_optimizer_state_are_the_same_after_three_steps(name, sizes,
     settings = OptimizerConfig(optimizer=optimizer, warmup=2, cooldown=0.6)
     fast, state = Optimizer(model, settings, 3), {}
     for step in range(3):
-        ids = reference.make_ids(config, 2, config.block_size + 1, seed=step)
+        ids = float64.make_ids(config, 2, config.block_size + 1, seed=step)
         model.loss(ids[:, :-1], ids[:, 1:], Draw(5, step))
         model.backward()
         fast.step()
@@ -257,15 +257,15 @@ def test_weights_and_optimizer_state_are_the_same_after_three_steps(name, sizes,
     assert not [name for name, parameter in model.parameters().items() if not same(w[name], parameter.data)]
 
 
-@pytest.mark.parametrize("name", reference.CONFIGS)
+@pytest.mark.parametrize("name", float64.CONFIGS)
 def test_initial_weights_are_the_same(name):
-    config = reference.make_config(name)
+    config = float64.make_config(name)
     w, model = plain.initial_weights(config, 11), GPT(config, 11)
     assert list(w) == list(model.parameters())
     assert all(same(w[name], parameter.data) for name, parameter in model.parameters().items())
 
 
-@pytest.mark.parametrize("name", reference.CONFIGS)
+@pytest.mark.parametrize("name", float64.CONFIGS)
 @pytest.mark.parametrize("options", [dict(), dict(temperature=0.0), dict(temperature=0.7, top_k=4, top_p=0.8)])
 def test_sampled_tokens_are_the_same(name, options):
     config, model, w = models(name, "small")
@@ -319,8 +319,3 @@ def test_the_published_hashes_are_those_of_the_specification(name):
 def test_nothing_below_it_imports_numba():
     code = "import sys, minigpt.reference; sys.exit('numba' in sys.modules or 'llvmlite' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_it_is_short():
-    lines = open(plain.__file__, encoding="utf-8").read().count("\n")
-    assert lines <= 400

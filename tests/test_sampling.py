@@ -10,7 +10,7 @@ from minigpt import rng, sampling
 from minigpt.model import GPTConfig
 from minigpt.sampling import choose, generate, stream
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
-from tests.reference import make_model, softmax
+from tests.float64 import make_model, softmax
 
 LOGITS = np.random.default_rng(0).normal(0, 1.5, 9).astype(np.float32)
 WORDS = np.random.default_rng(1).integers(0, 2 ** 64, 10_000, dtype=np.uint64).tolist()

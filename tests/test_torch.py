@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minigpt.optimizer import Optimizer, OptimizerConfig, schedule
-from tests import reference
+from tests import float64
 
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F                                            # noqa: E402
@@ -61,15 +61,15 @@ def torch_loss(w, config, ids, targets):
 @pytest.fixture(params=CONFIGS)
 def pair(request):
     """Our model, and the same weights as float64 tensors."""
-    config = reference.make_config(request.param, vocab_size=37, block_size=30, n_head=2, n_embd=40)
-    model = reference.make_model(config)
+    config = float64.make_config(request.param, vocab_size=37, block_size=30, n_head=2, n_embd=40)
+    model = float64.make_model(config)
     weights = {name: torch.tensor(array, requires_grad=True)
-               for name, array in reference.weights_of(model.parameters()).items()}
+               for name, array in float64.weights_of(model.parameters()).items()}
     return model, weights
 
 
 def batch(config, seed):
-    return reference.make_ids(config, 4, 30, (seed, 0)), reference.make_ids(config, 4, 30, (seed, 1))
+    return float64.make_ids(config, 4, 30, (seed, 0)), float64.make_ids(config, 4, 30, (seed, 1))
 
 
 def test_logits_and_loss_are_those_of_pytorch(pair):

@@ -1,4 +1,4 @@
-"""The specification: a GPT in float64, as plain and as slow as the mathematics, and small models to hold against it.
+"""A GPT in float64, as plain as the mathematics: what gradients are checked against; and small models for the tests.
 
 `weights` maps the names of `GPT.parameters()` to float64 arrays.  Letters as everywhere: B batch, T time, C channels,
 H heads, D = C / H, V vocabulary.
