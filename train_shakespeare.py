@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"text: {text.name}, {len(text.data):,} bytes")
         trainer = Trainer.resume(options.out, text.data) if options.resume else start(options, text.data)
         describe(trainer)
-        seconds, done = trainer.run()
-        draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count], trainer.validations)
+        seconds, done = trainer.run(lambda: draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count],
+                                                        trainer.validations))
         if not done:
             print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options)}")
             sys.exit(130)

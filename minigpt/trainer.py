@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,10 +114,17 @@ class Trainer:
 
     # --- the loop ---
 
-    def run(self) -> tuple[float, bool]:
-        """Train until the last step or Ctrl-C, and save.  Returns the seconds taken, and whether the last step was reached."""
+    def run(self, on_save: Callable[[], None] = lambda: None) -> tuple[float, bool]:
+        """Train until the last step or Ctrl-C, and save; call on_save() after each checkpoint.
+
+        Returns the seconds taken, and whether the last step was reached.
+        """
         config, start, begun = self.config, time.perf_counter(), self.step_count
         tokens = config.batch_size * self.model.config.block_size
+
+        def save():
+            self.save()
+            on_save()
         with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
             while self.step_count < config.steps and not interrupted.is_set():
                 loss = self.step()
@@ -127,11 +135,11 @@ class Trainer:
                 if self._due(config.validate_every):
                     self._record_validation(bar)
                 if self._due(config.save_every):
-                    self.save()
-            self.save()
+                    save()
+            save()
             if self.step_count == config.steps and (not self.validations or self.validations[-1][0] < config.steps):
                 self._record_validation(bar)
-                self.save()
+                save()
         return time.perf_counter() - start, self.step_count == config.steps
 
     def _due(self, every):

@@ -271,6 +271,12 @@ def test_it_validates_and_saves_every_so_many_steps_and_at_the_end(steps, valida
     assert sorted(set(saves)) == saved          # the end is saved before it is validated, and after
 
 
+def test_on_save_is_called_after_each_checkpoint(tmp_path):
+    trainer, steps = make_trainer(tmp_path, save_every=3), []
+    trainer.run(lambda: steps.append((trainer.step_count, load_checkpoint(trainer.path).run["step"])))
+    assert steps == [(3, 3), (6, 6), (8, 8), (8, 8)]                # of the last two, one is with the last validation
+
+
 def test_each_validation_is_said_in_a_line(tmp_path, capsys):
     trainer = make_trainer(tmp_path, steps=4, validate_every=3)
     trainer.run()
