@@ -58,9 +58,9 @@ def decode_file(file, load_model, progress=lambda done: None):
         payload, place = file[place:place + taken], place + taken
         require(len(payload) == taken and zlib.crc32(payload) == crc, f"block {i + 1} is damaged or cut off")
         if not stored:
-            model = model or load_model()
-            require(name_of(model) == fingerprint, f"the file needs the model {fingerprint.hex()}, but this one is "
-                                                   f"{name_of(model).hex()}: name the right one with --model")
+            if model is None:
+                found = name_of(model := load_model())
+                require(found == fingerprint, f"the file needs the model {fingerprint.hex()}, not {found.hex()}: see --model")
             payload = decode_block(payload, size, model, lambda done: progress((i << block_bits) + done))
         parts.append(payload)
     data = b"".join(parts)
