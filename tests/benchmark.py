@@ -2,6 +2,7 @@
 
     python -m tests.benchmark                  every case; the machine should have nothing else to do
     python -m tests.benchmark train forward    these cases; --help names them all
+    python -m tests.benchmark --isa avx2       as on a processor without AVX-512: both sides may use AVX2 at most
     python -m tests.benchmark --quick          does it run?  The figures mean nothing
 
 A line holds our figure, the reference's, and their ratio: how many times as fast we are, or how many times as little memory
@@ -19,6 +20,7 @@ we take.  "of sgemm" is our share of the FLOP/s that OpenBLAS reaches on one lar
   two tokens for a byte.
 - Memory is what training adds, at its peak, to a process that has just trained a tiny model: weights, gradients, state of
   AdamW, buffers.  Startup is a process from its start to the end of the first training step, Python and imports included.
+- What each library says it uses stands above the cases.  `--isa avx2` ends the run there if one of them uses anything else.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import importlib.util
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -41,10 +44,15 @@ from unittest.mock import patch
 THREADS = 2
 for library in "OMP", "OPENBLAS", "MKL", "NUMBA":
     os.environ[f"{library}_NUM_THREADS"] = str(THREADS)             # before NumPy is loaded
-for switch in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":
-    os.environ.pop(switch, None)                                    # so that OpenBLAS takes what is best on this processor
 
 import numpy as np                                                  # noqa: E402
+
+umath = (np._core if hasattr(np, "_core") else np.core)._multiarray_umath
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "NPY_DISABLE_CPU_FEATURES": ",".join(name for name in umath.__cpu_dispatch__ if re.search("512|V4", name))}
+AVX2_NAMES = {"haswell", "Haswell", "AVX2", "X86_V3", "unnamed"}     # unnamed: MKL may not tell on AMD's processors
+OTHER_SWITCHES = "OPENBLAS_L2_SIZE", "DNNL_MAX_CPU_ISA", "MKL_CBWR"
 
 
 class Shape(NamedTuple):
@@ -99,6 +107,17 @@ def operands(layout, N, K, M):
 class NumPy:
     matmul = staticmethod(np.matmul)
 
+    def targets(self):
+        """{library: the processor, or the instructions, that it says it uses}"""
+        used = [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__[name]]
+        found = {"NumPy": used[-1] if used else "its baseline", "OpenBLAS": "unknown"}
+        for path in Path(np.__file__).parents[1].glob("numpy.libs/*openblas*"):
+            for prefix in "", "scipy_":
+                if corename := getattr(ctypes.CDLL(str(path)), f"{prefix}openblas_get_corename64_", None):
+                    corename.restype = ctypes.c_char_p
+                    found["OpenBLAS"] = corename().decode()
+        return found
+
     def products(self, sizes):
         """sizes: (layout, N, K, M) of each."""
         pairs = [operands(*size) for size in sizes]
@@ -138,6 +157,11 @@ class Ours(NumPy):
         from minigpt import model, optimizer
         from minigpt.kernels.matmul import matmul
         self.model, self.optimizer, self.matmul = model, optimizer, matmul
+
+    def targets(self):
+        from numba.core.registry import cpu_target
+        _, processor, features = cpu_target.target_context.codegen().magic_tuple()
+        return {"ours": processor + (" with AVX-512" if "+avx512f" in features else "")}
 
     def functions(self):
         from minigpt import rng
@@ -210,6 +234,23 @@ class Torch(NumPy):
         import torch
         torch.set_num_threads(THREADS)
         self.torch, self.F = torch, torch.nn.functional
+
+    def targets(self):
+        """MKL and oneDNN tell it only on standard output."""
+        torch, stdout, found = self.torch, os.dup(1), {"PyTorch": self.torch.backends.cpu.get_cpu_capability()}
+        for name, library in ("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn):
+            if library.is_available():
+                with tempfile.TemporaryFile() as file:
+                    os.dup2(file.fileno(), 1)
+                    with library.verbose(1):
+                        self.F.gelu(torch.ones(64, 64) @ torch.ones(64, 64))
+                    ctypes.CDLL(None).fflush(None)
+                    os.dup2(stdout, 1)
+                    file.seek(0)
+                    said = re.search(r"AVX[- ]?\d[\d.]*", file.read().decode())
+                found[name] = said.group() if said else "unnamed"
+        os.close(stdout)
+        return found
 
     def load(self, shape, form, weights):
         """Our weights, each matrix as PyTorch likes it (out, in)."""
@@ -344,6 +385,8 @@ class Benchmark:
         self.torch = self.worker(Torch) if importlib.util.find_spec("torch") else None
         self.large = 512 if options.quick else 2048
         ask(self.limit, make, "products", [("x W", *[self.large] * 3)])
+        workers = filter(None, (self.ours, self.numpy, self.torch))
+        self.targets = {name: target for worker in workers for name, target in ask(worker, tell, "targets").items()}
 
     def worker(self, side):
         spawn = multiprocessing.get_context("spawn")
@@ -533,6 +576,7 @@ def main():
                                      epilog="\n".join(f"{name:10} {case.__doc__}" for name, case in CASES.items()))
     parser.add_argument("cases", nargs="*", metavar="case", help="which ones (default: all)")
     parser.add_argument("--model", choices=FORMS, default="nanogpt", help="what both sides compute (default: nanogpt)")
+    parser.add_argument("--isa", choices=["avx2"], help="hold both sides to these instructions (default: this processor's)")
     parser.add_argument("--text", metavar="FILE", help="what the coder encodes (default: made-up words)")
     parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
     parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
@@ -541,8 +585,17 @@ def main():
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     options.rounds, options.seconds, options.pause, options.shapes = (1, 0.0, 0.0, 2) if options.quick else (7, 0.3, 0.1, 6)
+    for switch in (*AVX2, *OTHER_SWITCHES):     # the processes of the sides inherit them
+        os.environ.pop(switch, None)
+    if options.isa:
+        if not umath.__cpu_features__.get("AVX2"):
+            sys.exit("benchmark: --isa avx2 needs a processor with AVX2, and this one has none; run it without that option")
+        os.environ |= AVX2
     benchmark = Benchmark(options)
     print(f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, NumPy {np.__version__}, model {options.model}")
+    print(", ".join(f"{name} {target}" for name, target in benchmark.targets.items()))
+    if options.isa and not set(benchmark.targets.values()) <= AVX2_NAMES:
+        sys.exit("benchmark: not all of them use AVX2, as --isa avx2 asks for")
     if not benchmark.torch:
         print("PyTorch is missing, and with it its columns: pip install \".[reference]\"")
     if (load := os.getloadavg()[0]) > 0.3:
