@@ -16,6 +16,8 @@ we take.  "of sgemm" is our share of the FLOP/s that OpenBLAS reaches on one lar
   product, A, B, ...  A turn is one call that wakes the threads, uncounted, then as many as fit, and gives their median; the
   table shows the median turn, and the median ratio of a round +- half of its middle half.  Between turns is a pause: threads
   that have worked still spin, OpenBLAS's for 30 ms, PyTorch's for 8.  (In one process they would share a libgomp, too.)
+- `busy` compares a turn beside a process that keeps a core busy with a turn alone.  They last 0.9 s and give the mean, not
+  the median: a call is preempted for milliseconds or not at all, and the median of short calls would not see it.
 - Encoding and decoding are held against our forward pass over the same windows, in the same batches.  They overlap by half:
   two tokens for a byte.
 - Memory is what training adds, at its peak, to a process that has just trained a tiny model: weights, gradients, state of
@@ -31,6 +33,7 @@ import multiprocessing
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -73,6 +76,7 @@ SHAPES = [Shape(3, 128, 4, 8, 32, 65), Shape(4, 128, 4, 12, 64, 65), Shape(4, 12
 ROWS = [Shape(*size, rows, window, 256) for *size, window in ((4, 128, 4, 64), (6, 384, 6, 256)) for rows in (1, 16, 64)]
 SWEEPS = {"batch": (2, 4, 8, 16, 32, 64), "window": (32, 64, 128, 256, 512), "width": (64, 128, 256, 512),
           "vocab": (64, 256, 1024, 4096)}
+BUSY = [("forward", SHAPES[3]._replace(batch=1, window=128)), ("forward", SHAPES[3]), ("train", SHAPES[1]), ("cached", ROWS[4])]
 LAYOUTS = "x W", "dy W^T", "x^T dy"
 FORMS = {"nanogpt": dict(position="learned", norm="layer", activation="gelu", qk_norm=False),
          "ours": dict(position="rotary", norm="rms", activation="relu2", qk_norm=True)}
@@ -361,17 +365,17 @@ def make(method, *arguments):
     return answer
 
 
-def turn(count, seconds):
-    """The median time of each of the first `count` functions, each in that many seconds, but at least two calls."""
-    medians = []
+def turn(count, seconds, average=np.median):
+    """The average time of each of the first `count` functions, each in that many seconds, but at least two calls."""
+    averages = []
     for call in CALLS[:count]:
         times, start = [], time.perf_counter()
         while len(times) < 2 or time.perf_counter() - start < seconds:
             before = time.perf_counter()
             call()
             times.append(time.perf_counter() - before)
-        medians.append(np.median(times[1:]))
-    return medians
+        averages.append(average(times[1:]))
+    return averages
 
 
 def tell(method, *arguments):
@@ -419,10 +423,13 @@ class Benchmark:
             if not self.difference <= 1e-4:
                 sys.exit(f"benchmark: the two sides compute different things, they differ by {self.difference:.1e}")
 
-    def against_torch(self, method, shape, count=1):
-        """Seconds (count, rounds) of ours and PyTorch's (or Nones), FLOP/s."""
+    def make_with_torch(self, method, shape):
         weights = ask(self.ours, tell, "weights", shape, self.form)
         self.make((self.ours, self.torch), method, shape, self.form, weights)
+
+    def against_torch(self, method, shape, count=1):
+        """Seconds (count, rounds) of ours and PyTorch's (or Nones), FLOP/s."""
+        self.make_with_torch(method, shape)
         ours, *theirs, limit = self.measure(count, self.ours, self.torch)
         return ours, theirs[0] if theirs else [None] * count, limit
 
@@ -468,6 +475,28 @@ class Benchmark:
         for shape, goal in zip(shapes[:self.options.shapes], self.goals[method]):
             ours, theirs, limit = self.against_torch(method, shape)
             row(shape, ours[0], theirs[0], goal, work(shape), limit)
+
+    def busy(self):
+        """what is lost beside a process that keeps a core busy: ours, and PyTorch"""
+        head("beside a busy process, and alone", "alone", "busy")
+        sides = [("ours", self.ours, 0.67), ("PyTorch", self.torch, None)][:2 if self.torch else 1]
+        for method, shape in BUSY:
+            self.make_with_torch(method, shape)
+            rounds = [[[self.beside(neighbours, worker) for neighbours in (1, 0)] for _, worker, _ in sides]
+                      for _ in range(self.options.rounds)]
+            for (name, _, goal), times in zip(sides, np.transpose(rounds, (1, 2, 0))):
+                row(f"{name:7} {method:7} {shape}", *times, goal)
+
+    def beside(self, neighbours, worker):
+        """The mean time of a call, in a turn of 0.9 s with so many busy processes beside it."""
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+        try:
+            time.sleep(self.options.pause)      # until they have started, and the threads of the last turn sleep
+            return ask(worker, turn, 1, 3 * self.options.seconds, np.mean)[0]
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
 
     def coder(self):
         """static encoding and decoding, against our own forward pass"""
@@ -552,8 +581,8 @@ def slope(sizes, values):
 
 # --- what is printed --------------------------------------------------------------------------------------------------
 
-def head(title, reference):
-    print(f"\n{title:50} {'ours':>10} {reference:>11} {'ratio':>13} {'goal':>7} {'':6} {'GFLOP/s':>8} {'of sgemm':>8}")
+def head(title, reference, figure="ours"):
+    print(f"\n{title:50} {figure:>10} {reference:>11} {'ratio':>13} {'goal':>7} {'':6} {'GFLOP/s':>8} {'of sgemm':>8}")
 
 
 def row(case, ours, theirs=None, goal=None, work=0, limit=0, unit=None, most=None):
@@ -583,7 +612,7 @@ def megabytes(size):
     return f"{size / 1e6:.1f} MB"
 
 
-CASES = {name: getattr(Benchmark, name) for name in ("matmul", "train", "forward", "cached", "coder", "memory", "startup",
+CASES = {name: getattr(Benchmark, name) for name in ("matmul", "train", "forward", "cached", "busy", "coder", "memory", "startup",
                                                      "optimizer", "rules", "scaling")}
 
 
