@@ -78,6 +78,7 @@ SWEEPS = {"batch": (2, 4, 8, 16, 32, 64), "window": (32, 64, 128, 256, 512), "wi
           "vocab": (64, 256, 1024, 4096)}
 BUSY = [("forward", SHAPES[3]._replace(batch=1, window=128)), ("forward", SHAPES[3]), ("train", SHAPES[1]), ("cached", ROWS[4])]
 LAYOUTS = "x W", "dy W^T", "x^T dy"
+LM = (576, 576), (576, 192), (576, 1536), (1536, 576), (576, 49152)       # (K, M) in a language model of 135 M parameters
 FORMS = {"nanogpt": dict(position="learned", norm="layer", activation="gelu", qk_norm=False),
          "ours": dict(position="rotary", norm="rms", activation="relu2", qk_norm=True)}
 RATE, STILL = 1e-3, 1e-6        # AdamW's, while both sides are compared, and then, so that each step is the same work
@@ -128,10 +129,15 @@ class NumPy:
                     found["OpenBLAS"] = corename().decode()
         return found
 
-    def products(self, sizes):
-        """sizes: (layout, N, K, M) of each."""
-        pairs = [operands(*size) for size in sizes]
-        calls = [partial(self.matmul, a, b, np.empty((len(a), b.shape[1]), np.float32)) for a, b in pairs]
+    def packed(self):
+        """(a function that multiplies by packed weights, one that packs them)"""
+        return self.matmul, np.asarray
+
+    def products(self, sizes, packed=False):
+        """sizes: (layout, N, K, M) of each.  packed: the second factor may be packed beforehand."""
+        multiply, pack = self.packed() if packed else (self.matmul, np.asarray)
+        pairs = (operands(*size) for size in sizes)
+        calls = [partial(multiply, a, pack(b), np.empty((len(a), b.shape[1]), np.float32)) for a, b in pairs]
         return calls, [call()[0, :4] for call in calls]
 
     def functions(self):
@@ -172,6 +178,10 @@ class Ours(NumPy):
         from numba.core.registry import cpu_target
         _, processor, features = cpu_target.target_context.codegen().magic_tuple()
         return {"ours": processor + (" with AVX-512" if "+avx512f" in features else "")}
+
+    def packed(self):
+        from minigpt.kernels.matmul import matmul_packed, pack
+        return matmul_packed, pack
 
     def functions(self):
         from minigpt import rng
@@ -439,11 +449,16 @@ class Benchmark:
         self.products("products of x (N, K), W (K, M), dy (N, M)", 0.95, [
             [(layout, N, *KM) for KM in ((C, C), (C, 4 * C), (4 * C, C), (C, V)) for layout in LAYOUTS] for N, C, V in shapes])
 
-    def products(self, title, goal, groups):
+    def lm(self):
+        """matrix products of a small language model, many rows and few, with packed weights, against NumPy"""
+        self.products("products of x (N, K), packed W (K, M)", 0.9, [
+            [("x W", N, *KM) for KM in LM] for N in (512, 16, 1)], True)
+
+    def products(self, title, goal, groups, *packed):
         head(title, "NumPy @")
         ratios = []
         for sizes in groups:
-            self.make((self.ours, self.numpy), "products", sizes)
+            self.make((self.ours, self.numpy), "products", sizes, *packed)
             ours, theirs, limit = self.measure(len(sizes), self.ours, self.numpy, seconds=self.options.seconds / 10)
             for (layout, N, K, M), *times in zip(sizes, ours, theirs):
                 ratios.append(row(f"{layout:6}  {N:4} {K:4} {M:5}", *times, goal, 2 * N * K * M, limit))
@@ -612,8 +627,8 @@ def megabytes(size):
     return f"{size / 1e6:.1f} MB"
 
 
-CASES = {name: getattr(Benchmark, name) for name in ("matmul", "train", "forward", "cached", "busy", "coder", "memory", "startup",
-                                                     "optimizer", "rules", "scaling")}
+CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "busy", "coder", "memory",
+                                                     "startup", "optimizer", "rules", "scaling")}
 
 
 def main():
