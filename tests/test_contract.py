@@ -212,6 +212,7 @@ FLOAT = re.compile(r"\b(?:float|double)\b")
 EXACT_CALLS = re.compile(r"llvm\.(fma|sqrt|fabs|copysign|is\.fpclass)\.|sqrtf?$"       # rounded exactly, by any library
                          r"|llvm\.masked\.(load|store|gather|scatter)\."
                          r"|llvm\.vector\.(insert|extract|reverse|splice|interleave2|deinterleave2)\."   # changes of place
+                         r"|(minigpt|coder)\.[\w.]+$"                                   # linked (linking.py), so examined on its own
                          r"|PyFloat_(AsDouble|FromDouble)$")                            # a scalar comes from Python, or goes
 
 

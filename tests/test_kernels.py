@@ -17,7 +17,7 @@ from minigpt.kernels import activations, elementwise, lanes, matmul as matmul_mo
 from minigpt.kernels.attention import QUERY_ROWS, attend_one, attention_backward, attention_forward
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
-from minigpt.kernels.matmul import DEPTH, FLAT, LOW, ROWS, WIDTH, matmul
+from minigpt.kernels.matmul import BROAD, COLUMNS, DEPTH, HEIGHT, LOW, ROWS, WIDTH, matmul, matmul_packed, pack
 from minigpt.exact import rotary_tables
 
 ROUNDING = 2.0 ** -24            # the largest relative error of one operation in binary32
@@ -293,7 +293,9 @@ def empty(a, b):
 
 EDGES = ((1, 1, 1), (1, 33, WIDTH), (ROWS, 16, WIDTH), (ROWS - 1, 7, WIDTH - 1), (ROWS + 1, 9, WIDTH + 1), (2 * ROWS, 5, 15),
          (2 * ROWS + 3, 17, 3 * WIDTH + 16), (3, DEPTH, 17), (ROWS, DEPTH - 1, 33), (ROWS + 1, DEPTH + 1, 2 * WIDTH),
-         (3 * ROWS, 2 * DEPTH + 5, WIDTH), (1, 40, FLAT), (LOW + 1, DEPTH + 3, 2 * FLAT + WIDTH + 5), (2 * ROWS - 1, 33, FLAT))
+         (3 * ROWS, 2 * DEPTH + 5, WIDTH), (1, 40, 2 * BROAD), (LOW + 1, DEPTH + 3, 4 * BROAD + WIDTH + 5),
+         (2 * ROWS - 1, 33, 2 * BROAD), (HEIGHT + ROWS + 1, 17, WIDTH + 1), (2 * ROWS + 1, DEPTH + 2, BROAD + WIDTH + 3),
+         (2 * ROWS + LOW, 30, COLUMNS + 20))
 
 
 @pytest.mark.parametrize("shape", EDGES)
@@ -304,6 +306,15 @@ def test_matmul_is_a_chain_of_fma(shape, accumulate, size):
     a, b, start = random(N, K, size=size), random(K, M, seed=1, size=size), random(N, M, seed=2, size=size * size)
     expected = chain(a, b, start if accumulate else np.zeros_like(start))
     assert same_bits(matmul(a, b, start if accumulate else empty(a, b), accumulate), expected)
+
+
+@pytest.mark.parametrize("shape", EDGES)
+def test_a_packed_matrix_gives_the_same_bits(shape):
+    N, K, M = shape
+    a, b = random(N, K), random(K, M, seed=1)
+    expected = matmul(a, b, empty(a, b))
+    assert same_bits(matmul_packed(a, pack(b), empty(a, b)), expected)
+    assert same_bits(matmul_packed(a, pack(b.T.copy().T), empty(a, b)), expected)
 
 
 @pytest.mark.parametrize("shape", EDGES + ((70, 600, 130),))

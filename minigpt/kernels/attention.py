@@ -7,13 +7,15 @@ the end makes every zero positive.)
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
 
-from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store
-from .matmul import WIDTH, product
+from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store, store_part
+from .linking import linked
+from .matmul import MATRIX, WIDTH, pack_columns, panels_of, product, product_packed
 from .softmax import softmax_row
 
 QUERY_ROWS = 24       # a multiple of the tile heights, 8 and 6
+ROW = types.Array(types.float32, 1, "C")
 
 
 @njit
@@ -23,19 +25,46 @@ def _head(x, sequence, head, T, D):
 
 
 @njit
-def _transposed(x):
-    """A contiguous copy of x.T, each row padded to a multiple of 16 elements."""
-    T, D = x.shape
-    columns = np.empty((D, _whole_lanes(T)), np.float32)
-    for t in range(T):
-        for d in range(D):
-            columns[d, t] = x[t, d]
-    return columns
+def _packed(x):
+    """The panels of x (K, M): see `pack_columns`."""
+    panels = np.empty((panels_of(x.shape[1]), x.shape[0], WIDTH), np.float32)
+    pack_columns(x, panels)
+    return panels
 
 
 @njit
-def _whole_lanes(count):
-    return (count + LANES - 1) // LANES * LANES
+def _dot(x, y, row):
+    """The sum of x[row] * y[row], for views whose rows are contiguous."""
+    total = splat(ZERO)
+    D, at_x, at_y = x.shape[1], row * (x.strides[0] // 4), row * (y.strides[0] // 4)
+    for d in range(0, D, LANES):
+        total = fma(load_part(x, at_x + d, D - d, ZERO), load_part(y, at_y + d, D - d, ZERO), total)
+    return lane_sum(total)
+
+
+@njit
+def _divide_row(x, row, divisor):
+    """x[row] = (x[row] + 0) / divisor, for a view whose rows are contiguous.  The sum turns -0 to +0."""
+    at, D = row * (x.strides[0] // 4), x.shape[1]
+    for d in range(0, D, LANES):
+        store_part(x, at + d, D - d, (load_part(x, at + d, D - d, ZERO) + splat(ZERO)) / splat(divisor))
+
+
+@linked(types.void(MATRIX, MATRIX, MATRIX, types.float32, MATRIX, ROW, ROW))
+def _attend(q, k, v, scale, out, peak, total):
+    T = len(q)
+    keys, values = _packed(k.T), _packed(v)
+    width = len(keys) * WIDTH
+    scores = np.empty((QUERY_ROWS, width), np.float32)
+    for i in range(0, T, QUERY_ROWS):
+        rows = min(QUERY_ROWS, T - i)
+        seen = i + rows
+        product_packed(q[i:seen], keys, scores[:rows, :panels_of(seen) * WIDTH], False)         # whole panels are faster
+        for r in range(rows):
+            peak[i + r], total[i + r] = softmax_row(scores, r * width, i + r + 1, seen, scale)
+        product_packed(scores[:rows, :seen], values, out[i:seen], False)
+        for r in range(rows):
+            _divide_row(out, i + r, total[i + r])
 
 
 @njit(parallel=True, cache=True)
@@ -52,28 +81,35 @@ def attention_forward(q, k, v, heads, T, scale, out, peak, total):
                 peak[pair], total[pair])
 
 
-@njit
-def _attend(q, k, v, scale, out, peak, total):
-    T, D = q.shape
-    keys = _transposed(k)
-    width = keys.shape[1]
-    scores = np.empty((QUERY_ROWS, width), np.float32)
-    for i in range(0, T, QUERY_ROWS):
-        rows = min(QUERY_ROWS, T - i)
-        seen = i + rows
-        product(q[i:seen], keys[:, :seen], scores[:rows, :seen], False)
-        for r in range(rows):
-            peak[i + r], total[i + r] = softmax_row(scores, r * width, i + r + 1, seen, scale)
-        product(scores[:rows, :seen], v[:seen], out[i:seen], False)
-        for r in range(rows):
-            for d in range(D):
-                out[i + r, d] = (out[i + r, d] + ZERO) / total[i + r]
-
-
 # With P = softmax(S), S = scale * q k^T and out = P v:
 #   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
 # and rowsum(P * dP) = rowsum(dout * out), which needs no P.  P is recomputed from the row max and sum (peak and total), as in
 # FlashAttention [Dao et al. 2022], which takes less memory traffic than saving it.
+@linked(types.void(MATRIX, MATRIX, MATRIX, MATRIX, MATRIX, ROW, ROW, types.float32, MATRIX, MATRIX, MATRIX))
+def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
+    T = len(q)
+    keys, keys_as_rows, values = _packed(k.T), _packed(k), _packed(v.T)
+    width = len(keys) * WIDTH
+    P, dP = np.empty((QUERY_ROWS, width), np.float32), np.empty((QUERY_ROWS, width), np.float32)
+    dk[:], dv[:] = ZERO, ZERO
+    for i in range(0, T, QUERY_ROWS):
+        rows = min(QUERY_ROWS, T - i)
+        seen = i + rows
+        product_packed(q[i:seen], keys, P[:rows, :panels_of(seen) * WIDTH], False)
+        product_packed(dout[i:seen], values, dP[:rows, :panels_of(seen) * WIDTH], False)
+        for r in range(rows):
+            dot = _dot(dout, out, i + r)
+            for j in range(0, seen, LANES):
+                at = r * width + j
+                p = exp(load(P, at) * splat(scale) - splat(peak[i + r])) * splat(ONE / total[i + r])
+                p = keep_first(p, i + r + 1 - j, ZERO)
+                store(P, at, p)
+                store(dP, at, keep_first(p * (load(dP, at) - splat(dot)) * splat(scale), i + r + 1 - j, ZERO))
+        product_packed(dP[:rows, :seen], keys_as_rows, dq[i:seen], False)
+        product(dP[:rows, :seen].T, q[i:seen], dk[:seen], True)
+        product(P[:rows, :seen].T, dout[i:seen], dv[:seen], True)
+
+
 @njit(parallel=True, cache=True)
 def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
     """Write dq, dk and dv (B * T, H * D) from dout (B * T, H * D) and what attention_forward read and wrote."""
@@ -83,41 +119,6 @@ def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk,
         _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D),
                          _head(out, s, h, T, D), peak[pair], total[pair], scale,
                          _head(dq, s, h, T, D), _head(dk, s, h, T, D), _head(dv, s, h, T, D))
-
-
-@njit
-def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
-    T, D = q.shape
-    keys, values = _transposed(k), _transposed(v)
-    width = keys.shape[1]
-    P, dP = np.empty((QUERY_ROWS, width), np.float32), np.empty((QUERY_ROWS, width), np.float32)
-    dk[:], dv[:] = ZERO, ZERO
-    for i in range(0, T, QUERY_ROWS):
-        rows = min(QUERY_ROWS, T - i)
-        seen = i + rows
-        product(q[i:seen], keys[:, :seen], P[:rows, :seen], False)
-        product(dout[i:seen], values[:, :seen], dP[:rows, :seen], False)
-        for r in range(rows):
-            dot = _dot(dout, out, i + r)
-            for j in range(0, _whole_lanes(seen), LANES):
-                at = r * width + j
-                p = exp(load(P, at) * splat(scale) - splat(peak[i + r])) * splat(ONE / total[i + r])
-                p = keep_first(p, i + r + 1 - j, ZERO)
-                store(P, at, p)
-                store(dP, at, keep_first(p * (load(dP, at) - splat(dot)) * splat(scale), i + r + 1 - j, ZERO))
-        product(dP[:rows, :seen], k[:seen], dq[i:seen], False)
-        product(dP[:rows, :seen].T, q[i:seen], dk[:seen], True)
-        product(P[:rows, :seen].T, dout[i:seen], dv[:seen], True)
-
-
-@njit
-def _dot(x, y, row):
-    """The sum of x[row] * y[row], for views whose rows are contiguous."""
-    total = splat(ZERO)
-    D, at_x, at_y = x.shape[1], row * (x.strides[0] // 4), row * (y.strides[0] // 4)
-    for d in range(0, D, LANES):
-        total = fma(load_part(x, at_x + d, D - d, ZERO), load_part(y, at_y + d, D - d, ZERO), total)
-    return lane_sum(total)
 
 
 @njit(cache=True)
@@ -136,5 +137,4 @@ def attend_one(q, k, v, keys, values, s, h, position, scale, out):
     product(q[s:s + 1, h * D:(h + 1) * D], keys[s, h, :, :whole], weights[:, :whole], False)
     _, total = softmax_row(weights, 0, count, count, scale)
     product(weights[:, :count], values[s, h, :count], out[s:s + 1, h * D:(h + 1) * D], False)
-    for d in range(D):
-        out[s, h * D + d] = (out[s, h * D + d] + ZERO) / total
+    _divide_row(out[:, h * D:(h + 1) * D], s, total)

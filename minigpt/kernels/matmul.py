@@ -9,14 +9,16 @@ schedules whole chains without changing any of them:
        b     k0..k1 x WIDTH columns, packed into a `panel` that stays in the first-level cache
              ┌──┐
              │  │            a tile of ROWS x WIDTH outputs stays in registers while k runs over the panel;
-       a     │  │            the next panel of k continues the sums from where the last one left them
+       a     │  │            the next stretch of k continues the sums from where the last one left them
       ┌────┐ └──┘
       ├────┤  ▓▓   tile
       └────┘  ░░
 
+The tiles of HEIGHT rows pass by one panel after the other, so that this block of a stays in the second-level cache while all
+panels of b come from beyond it [Goto and van de Geijn 2008].  Where a is a transpose, the block is packed as well.
+
 The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16), otherwise 6 x 16.  Other tiles
-cover the edges: a narrow one the last columns; low, broad and flat ones products of few rows.  The latter read b unpacked, in
-long runs of consecutive memory.
+cover the edges: a narrow one the last columns, broad and low ones the last rows.
 """
 
 from functools import cache
@@ -29,15 +31,21 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .lanes import LANES, broadcast, fused, load, named, store
+from .linking import linked
 
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
 ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
-WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows,
-BROAD = 2 * WIDTH            # of one with LOW rows, or a single one,
-FLAT = 4 * WIDTH             # and of the widest with a single row
-DEPTH = 256                  # steps of k in a panel: DEPTH * WIDTH floats are 32 KiB at most
+WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows, and of a panel
+BROAD = 2 * WIDTH            # columns of a tile with LOW rows, or a single one: two panels
+GROUP = 4                    # panels of b, or tiles of a, that are packed at a time
+DEPTH = 384                  # steps of k in a panel: DEPTH * WIDTH floats are 48 KiB at most
+HEIGHT = 192                 # rows of a block of a, a multiple of the tile heights: DEPTH * HEIGHT floats are 288 KiB
+COLUMNS = 1024               # of b are packed at a time: DEPTH * COLUMNS floats are 1.5 MiB
+FEW_COLUMNS = 4              # so few that are left over are computed as rows of the transpose
 FLOAT = 4                    # bytes
 
+MATRIX = types.Array(types.float32, 2, "A")     # any strides, so that one compilation serves all layouts
+PANELS = types.Array(types.float32, 3, "A")     # (panels, depth, WIDTH), of which only the rows must be contiguous
 _float, intp = types.CPointer(types.float32), types.intp
 _BYTES = ir.PointerType(ir.IntType(8))
 
@@ -57,6 +65,14 @@ def address_of(typing, array, offset):
     return _float(array, intp), generate
 
 
+@intrinsic
+def _after(typing, address, offset):
+    """The address `offset` bytes after another."""
+    def generate(context, builder, sig, args):
+        return builder.bitcast(_behind(builder, *args), ir.PointerType(ir.FloatType()))
+    return _float(_float, intp), generate
+
+
 @cache
 def _make_tile(rows, width):
     """The innermost loop: c (rows, width) = or += a (rows, depth) @ b (depth, width), with c held in registers.
@@ -66,9 +82,9 @@ def _make_tile(rows, width):
     vector, vectors = ir.VectorType(ir.FloatType(), LANES), width // LANES
 
     @intrinsic
-    def tile(typing, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
+    def tile(typing, a, a_row, a_step, b, b_step, b_panel, c, c_row, depth, accumulate):
         def generate(context, builder, sig, args):
-            a, a_row, a_step, b, b_step, c, c_row, depth, accumulate = args
+            a, a_row, a_step, b, b_step, b_panel, c, c_row, depth, accumulate = args
 
             def address(base, stride, count, offset, element):
                 place = builder.mul(stride, stride.type(count) if isinstance(count, int) else count)
@@ -84,9 +100,10 @@ def _make_tile(rows, width):
             with builder.if_then(accumulate):
                 for t in tiles:
                     builder.store(unaligned(builder.load(outputs[t])), sums[t])
+            b_of = [_behind(builder, b, builder.mul(b_panel, b_panel.type(p))) for p in range((width + WIDTH - 1) // WIDTH)]
             with cgutils.for_range(builder, depth) as loop:
-                b_lanes = [unaligned(builder.load(address(b, b_step, loop.index, v * LANES * FLOAT, vector)))
-                           for v in range(vectors)]
+                b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index, v * LANES % WIDTH * FLOAT,
+                                                          vector))) for v in range(vectors)]
                 a_column = _behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
@@ -95,136 +112,261 @@ def _make_tile(rows, width):
             for t in tiles:
                 unaligned(builder.store(builder.load(sums[t]), outputs[t]))
             return context.get_dummy_value()
-        return types.void(_float, intp, intp, _float, intp, _float, intp, intp, types.boolean), generate
+        return types.void(_float, intp, intp, _float, intp, intp, _float, intp, intp, types.boolean), generate
 
-    def compiled(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
-        tile(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate)
+    def compiled(a, a_row, a_step, b, b_step, b_panel, c, c_row, depth, accumulate):
+        tile(a, a_row, a_step, b, b_step, b_panel, c, c_row, depth, accumulate)
     return njit(named(compiled, f"tile_{rows}x{width}"))
 
 
 _tile = _make_tile(ROWS, WIDTH)
 _narrow_tile = _make_tile(ROWS, LANES)       # with AVX2 the same function as _tile, by way of the cache (see `named`)
-_row_tile = _make_tile(1, WIDTH)
 _low_tile = _make_tile(LOW, BROAD)
-_broad_tile = _make_tile(1, BROAD)
-_flat_tile = _make_tile(1, FLAT)
+_row_tile = _make_tile(1, BROAD)
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+@intrinsic
+def _transpose(typing, source, source_row, target, target_row):
+    """Copy the transpose of a block (LANES, LANES) from one address to another; the distances of rows are in bytes."""
+    def generate(context, builder, sig, args):
+        source, source_row, target, target_row = args
+        vector = ir.PointerType(ir.VectorType(ir.FloatType(), LANES))
+
+        def rows(base, stride):
+            return [builder.bitcast(_behind(builder, base, builder.mul(stride, stride.type(r))), vector) for r in range(LANES)]
+        x = []
+        for address in rows(source, source_row):
+            x.append(builder.load(address))
+            x[-1].align = FLOAT
+        distance = LANES // 2
+        while distance:             # in each pair of rows that far apart, exchange the blocks beside the diagonal
+            lower = [lane if lane & distance == 0 else LANES + lane - distance for lane in range(LANES)]
+            upper = [lane + distance if lane & distance == 0 else LANES + lane for lane in range(LANES)]
+            for r in range(LANES):
+                if r & distance == 0:
+                    pair = x[r], x[r + distance]
+                    for at, lanes in (r, lower), (r + distance, upper):
+                        x[at] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes))
+            distance //= 2
+        for address, value in zip(rows(target, target_row), x):
+            builder.store(value, address).align = FLOAT
+        return context.get_dummy_value()
+    return types.void(_float, intp, _float, intp), generate
 
 
 @njit
-def _pack(b, panel):
-    """Copy b (depth, columns <= WIDTH) to rows of WIDTH floats, padded with zeros."""
-    depth, columns = b.shape
-    if columns < WIDTH:
-        panel[:depth * WIDTH] = np.float32(0)
-    for j in range(columns):
+def panels_of(M):
+    """How many panels hold M columns: an even number, since the broad tiles read two at a time."""
+    return (M + BROAD - 1) // BROAD * 2
+
+
+@linked(types.void(MATRIX, PANELS))
+def pack_columns(b, panels):
+    """Copy b (depth, M) to panels (at least M / WIDTH, depth, WIDTH), on one thread, the last columns padded with zeros."""
+    depth, M = b.shape
+    b_row, b_column = b.strides
+    stride = panels.strides[0] // FLOAT
+    whole = M // LANES * LANES if b_column == FLOAT or b_row == FLOAT else 0
+    deep = depth // LANES * LANES if b_column != FLOAT else 0
+    if b_column == FLOAT:
+        for j0 in range(0, whole, GROUP * WIDTH):
+            for k in range(depth):
+                for j in range(j0, min(j0 + GROUP * WIDTH, whole), LANES):
+                    store(panels, j // WIDTH * stride + k * WIDTH + j % WIDTH, load(b, k * (b_row // FLOAT) + j))
+    else:
+        for j in range(0, whole, LANES):
+            for k in range(0, deep, LANES):
+                _transpose(address_of(b, k * b_row + j * b_column), b_column,
+                           address_of(panels, (j // WIDTH * stride + k * WIDTH + j % WIDTH) * FLOAT), WIDTH * FLOAT)
+            for k in range(deep, depth):
+                for c in range(j, j + LANES):
+                    panels[c // WIDTH, k, c % WIDTH] = b[k, c]
+    for j in range(whole, (M + WIDTH - 1) // WIDTH * WIDTH):
         for k in range(depth):
-            panel[k * WIDTH + j] = b[k, j]
+            panels[j // WIDTH, k, j % WIDTH] = b[k, j] if j < M else np.float32(0)
+
+
+@intrinsic
+def _copy_rows(typing, source, target):
+    """Copy ROWS floats."""
+    def generate(context, builder, sig, args):
+        source, target = (builder.bitcast(a, ir.PointerType(ir.VectorType(ir.FloatType(), ROWS))) for a in args)
+        value = builder.load(source)
+        value.align = FLOAT
+        builder.store(value, target).align = FLOAT
+        return context.get_dummy_value()
+    return types.void(_float, _float), generate
 
 
 @njit
-def _pack_rows(b, panel):
-    """`_pack` for b (depth, WIDTH) with contiguous rows."""
-    row = b.strides[0] // FLOAT
-    for k in range(b.shape[0]):
-        for v in range(0, WIDTH, LANES):
-            store(panel, k * WIDTH + v, load(b, k * row + v))
+def _pack_rows(a, block):
+    """Copy a (N, depth), whose columns are contiguous, to tiles of ROWS rows: depth columns of ROWS floats each."""
+    N, depth = a.shape
+    whole = N // ROWS * ROWS if a.strides[0] == FLOAT else 0
+    for i0 in range(0, whole, GROUP * ROWS):
+        for k in range(depth):
+            for i in range(i0, min(i0 + GROUP * ROWS, whole), ROWS):
+                _copy_rows(address_of(a, i * FLOAT + k * a.strides[1]), address_of(block, (i * depth + k * ROWS) * FLOAT))
+    for i in range(whole, N):
+        for k in range(depth):
+            block[i // ROWS * ROWS * depth + k * ROWS + i % ROWS] = a[i, k]
+
+
+# --- the loops around the tile ----------------------------------------------------------------------------------------
+
+@njit
+def _load_edge(out, i, rows, j, edge, accumulate):
+    if accumulate:
+        for r in range(rows):
+            for c in range(min(BROAD, out.shape[1] - j)):
+                edge[r * BROAD + c] = out[i + r, j + c]
 
 
 @njit
-def product(a, b, out, accumulate):
-    """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
-    (N, _), M = a.shape, b.shape[1]
-    few = N <= 2 * ROWS and b.strides[1] == FLOAT           # too few rows to pay for a copy of b
-    done = M // WIDTH * WIDTH if few else 0
-    if done:
-        _few_rows(a, b[:, :done], out, accumulate)
-    if done < M:
-        _many_rows(a, b[:, done:], out[:, done:], accumulate)
+def _store_edge(out, i, rows, j, edge):
+    for r in range(rows):
+        for c in range(min(BROAD, out.shape[1] - j)):
+            out[i + r, j + c] = edge[r * BROAD + c]
 
 
-@njit
-def _few_rows(a, b, out, accumulate):
-    """`product` where rows of b (K, a multiple of WIDTH) are contiguous: without a copy of b."""
-    (N, K), M = a.shape, b.shape[1]
-    (a_row, a_step), b_row, out_row = a.strides, b.strides[0], out.strides[0]
-    for j0 in range(0, M, FLAT):
-        i = 0
-        while i < N:
-            rows, j, end = LOW if i + LOW <= N else 1, j0, min(j0 + FLAT, M)
-            while j < end:
-                left, right = address_of(a, i * a_row), address_of(b, j * FLOAT)
-                target = address_of(out, i * out_row + j * FLOAT)
-                if rows == 1 and end - j == FLAT:
-                    _flat_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
-                    j += FLAT
-                elif rows == 1 and end - j >= BROAD:
-                    _broad_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
-                    j += BROAD
-                elif end - j >= BROAD:
-                    _low_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
-                    j += BROAD
+@linked(types.void(MATRIX, _float, intp, intp, MATRIX, types.boolean))
+def _multiply(a, b, b_step, b_panel, out, accumulate):
+    """out (N, M) = or += a (N, depth) @ the columns at address b, on one thread.
+
+    b_step is the distance of the rows of b, b_panel that of its panels, in bytes.
+    """
+    (N, depth), M, out_row = a.shape, out.shape[1], out.strides[0]
+    packs = a.strides[1] != FLOAT and N >= ROWS and M > WIDTH
+    block = np.empty(min(N + ROWS, HEIGHT) * depth if packs else 0, np.float32)
+    edge = np.empty(ROWS * BROAD, np.float32)               # takes the outputs of a tile that extends past the last column
+    for i0 in range(0, N, HEIGHT):
+        height = min(HEIGHT, N - i0)
+        whole = height // ROWS * ROWS
+        if packs:
+            _pack_rows(a[i0:i0 + height], block)
+            origin, tile_row, a_row, a_step = address_of(block, 0), depth * FLOAT, FLOAT, ROWS * FLOAT
+        else:
+            origin, tile_row, a_row, a_step = address_of(a, i0 * a.strides[0]), a.strides[0], a.strides[0], a.strides[1]
+        for j in range(0, M if whole else 0, WIDTH):
+            right, columns = _after(b, j // WIDTH * b_panel), min(WIDTH, M - j)
+            for i in range(0, whole, ROWS):
+                left, target = _after(origin, i * tile_row), address_of(out, (i0 + i) * out_row + j * FLOAT)
+                if columns == WIDTH:
+                    _tile(left, a_row, a_step, right, b_step, b_panel, target, out_row, depth, accumulate)
                 else:
-                    for r in range(i, i + rows):
-                        left, target = address_of(a, r * a_row), address_of(out, r * out_row + j * FLOAT)
-                        _row_tile(left, a_row, a_step, right, b_row, target, out_row, K, accumulate)
-                    j += WIDTH
-            i += rows
-
-
-@njit
-def _many_rows(a, b, out, accumulate):
-    """`product` with a copy of b, a panel at a time."""
-    (N, K), M = a.shape, b.shape[1]
-    panel = np.empty(DEPTH * WIDTH, np.float32)
-    edge = np.empty((ROWS, WIDTH), np.float32)       # takes the outputs of a tile that extends past the last column
-    source, source_row = address_of(panel, 0), WIDTH * FLOAT
-    for k0 in range(0, max(K, 1), DEPTH):
-        depth = min(DEPTH, K - k0)
-        resume = accumulate or k0 > 0
-        for j0 in range(0, M, WIDTH):
-            columns = min(WIDTH, M - j0)
-            stretch = b[k0:k0 + depth, j0:j0 + columns]
-            if columns == WIDTH and stretch.strides[1] == FLOAT:
-                _pack_rows(stretch, panel)
-            else:
-                _pack(stretch, panel)
-            i = 0
-            while i < N:
-                rows = ROWS if i + ROWS <= N else 1
-                left = address_of(a, i * a.strides[0] + k0 * a.strides[1])
-                target, target_row = address_of(out, i * out.strides[0] + j0 * FLOAT), out.strides[0]
-                if columns < WIDTH:
-                    target, target_row = address_of(edge, 0), WIDTH * FLOAT
-                    if resume:
-                        for r in range(rows):
-                            for c in range(columns):
-                                edge[r, c] = out[i + r, j0 + c]
-                if rows == ROWS and columns > LANES:
-                    _tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
-                elif rows == ROWS:
-                    _narrow_tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
+                    _load_edge(out, i0 + i, ROWS, j, edge, accumulate)
+                    target = address_of(edge, 0)
+                    if columns > LANES:
+                        _tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
+                    else:
+                        _narrow_tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
+                    _store_edge(out, i0 + i, ROWS, j, edge)
+        for j in range(0, M if whole < height else 0, BROAD):
+            right = _after(b, j // WIDTH * b_panel)
+            i = whole
+            while i < height:
+                rows = LOW if i + LOW <= height else 1
+                left = _after(origin, whole * tile_row + (i - whole) * a_row)
+                target, target_row = address_of(out, (i0 + i) * out_row + j * FLOAT), out_row
+                if M - j < BROAD:
+                    _load_edge(out, i0 + i, rows, j, edge, accumulate)
+                    target, target_row = address_of(edge, 0), BROAD * FLOAT
+                if rows == LOW:
+                    _low_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
                 else:
-                    _row_tile(left, a.strides[0], a.strides[1], source, source_row, target, target_row, depth, resume)
-                if columns < WIDTH:
-                    for r in range(rows):
-                        for c in range(columns):
-                            out[i + r, j0 + c] = edge[r, c]
+                    _row_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
+                if M - j < BROAD:
+                    _store_edge(out, i0 + i, rows, j, edge)
                 i += rows
 
 
-_matrix = types.Array(types.float32, 2, "A")     # any strides, so that one compilation serves all layouts
+@njit
+def _pack_and_multiply(a, b, out, accumulate):
+    K, M = b.shape
+    panels = np.empty((panels_of(min(M, COLUMNS)), min(K, DEPTH), WIDTH), np.float32)
+    for j0 in range(0, M, COLUMNS):
+        j1 = min(j0 + COLUMNS, M)
+        for k0 in range(0, max(K, 1), DEPTH):
+            k1 = min(k0 + DEPTH, K)
+            pack_columns(b[k0:k1, j0:j1], panels)
+            _multiply(a[:, k0:k1], address_of(panels, 0), WIDTH * FLOAT, panels.strides[0], out[:, j0:j1], accumulate or k0 > 0)
 
 
-@njit(types.void(_matrix, _matrix, _matrix, types.boolean, types.intp), parallel=True, cache=True)
+@linked(types.void(MATRIX, MATRIX, MATRIX, types.boolean))
+def product(a, b, out, accumulate):
+    """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
+    N, M = out.shape
+    done = M // BROAD * BROAD if N <= 2 * ROWS and b.strides[1] == FLOAT else 0
+    if done:                                        # too few rows to pay for a copy of b
+        _multiply(a, address_of(b, 0), b.strides[0], WIDTH * FLOAT, out[:, :done], accumulate)
+    rest = M % WIDTH if M % WIDTH <= FEW_COLUMNS and N > 2 * ROWS else 0
+    if done < M - rest:
+        _pack_and_multiply(a, b[:, done:M - rest], out[:, done:M - rest], accumulate)
+    if rest:                                        # too few columns for a tile, but enough rows
+        transposed = np.empty((rest, N), np.float32)
+        for j in range(rest if accumulate else 0):
+            for i in range(N):
+                transposed[j, i] = out[i, M - rest + j]
+        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed, accumulate)
+        for j in range(rest):
+            for i in range(N):
+                out[i, M - rest + j] = transposed[j, i]
+
+
+@linked(types.void(MATRIX, PANELS, MATRIX, types.boolean))
+def product_packed(a, panels, out, accumulate):
+    """`product` with b in panels (see `pack_columns`), of which it uses the first K rows and the first M columns."""
+    K = a.shape[1]
+    for k0 in range(0, max(K, 1), DEPTH):
+        _multiply(a[:, k0:k0 + DEPTH], address_of(panels, k0 * WIDTH * FLOAT), WIDTH * FLOAT, panels.strides[0], out,
+                  accumulate or k0 > 0)
+
+
+@njit
+def part_of(N, M, threads):
+    """(rows, columns) that a thread computes of an output (N, M): whole tiles, and little to pack beside what to multiply."""
+    best, height, width = np.inf, ROWS, WIDTH
+    for down in range(1, threads + 1):
+        rows, columns = _part(N, down, ROWS), _part(M, threads // down, WIDTH)
+        cost = rows * columns + 8 * (rows + columns)
+        if cost < best:
+            best, height, width = cost, rows, columns
+    return height, width
+
+
+@njit
+def _part(count, parts, unit):
+    return max(1, (count + parts * unit - 1) // (parts * unit)) * unit
+
+
+@njit(types.void(MATRIX, MATRIX, MATRIX, types.boolean, intp), parallel=True, cache=True)
 def _matmul(a, b, out, accumulate, threads):
     N, M = out.shape
-    row_tiles, column_tiles = (N + ROWS - 1) // ROWS, (M + WIDTH - 1) // WIDTH
-    by_rows = row_tiles >= threads          # a task is a block of rows where there are enough, else a block of columns
-    height = (row_tiles + threads - 1) // threads * ROWS if by_rows else N
-    width = M if by_rows else (column_tiles + threads - 1) // threads * WIDTH
-    for task in prange(threads):
-        i, j = (task * height, 0) if by_rows else (0, task * width)
+    height, width = part_of(N, M, threads)
+    across = (M + width - 1) // width
+    for task in prange((N + height - 1) // height * across):
+        i, j = task // across * height, task % across * width
         product(a[i:i + height, :], b[:, j:j + width], out[i:i + height, j:j + width], accumulate)
+
+
+@njit(types.void(MATRIX, PANELS, MATRIX, intp), parallel=True, cache=True)
+def _matmul_packed(a, panels, out, threads):
+    N, M = out.shape
+    height, width = part_of(N, (M + WIDTH - 1) // WIDTH * WIDTH, threads)
+    width = panels_of(width) * WIDTH
+    across = (M + width - 1) // width
+    for task in prange((N + height - 1) // height * across):
+        i, j = task // across * height, task % across * width
+        product_packed(a[i:i + height, :], panels[j // WIDTH:, :, :], out[i:i + height, j:j + width], False)
+
+
+@njit(types.void(MATRIX, PANELS, intp), parallel=True, cache=True)
+def _pack_all(b, panels, threads):
+    width = _part(b.shape[1], threads, WIDTH)
+    for task in prange((b.shape[1] + width - 1) // width):
+        pack_columns(b[:, task * width:(task + 1) * width], panels[task * width // WIDTH:, :, :])
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = False) -> np.ndarray:
@@ -239,4 +381,17 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = Fal
     if out.size > len(out) and out.strides[1] != FLOAT:
         raise ValueError(f"matmul needs contiguous rows in out, but its strides are {out.strides}")
     _matmul(a, b, out, accumulate, get_num_threads())
+    return out
+
+
+def pack(b: np.ndarray) -> np.ndarray:
+    """The panels (P, K, WIDTH) of a matrix b (K, M) that many products share, such as weights in decoding.  P is even."""
+    panels = np.zeros((panels_of(b.shape[1]), len(b), WIDTH), np.float32)
+    _pack_all(b, panels, get_num_threads())
+    return panels
+
+
+def matmul_packed(a: np.ndarray, panels: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out (N, M) = a (N, K) @ b (K, M), given the panels of b from `pack`.  Returns out."""
+    _matmul_packed(a, panels, out, get_num_threads())
     return out

@@ -1,0 +1,41 @@
+"""Functions that are compiled once, and to which the kernels that call them are linked.
+
+Numba compiles a copy of each function into every kernel that calls it, and into a parallel kernel three times: the body of its
+loop, a wrapper around that, and the kernel itself.  For a short function this is right, since it can be inlined.  For a long
+one, such as the matrix product in attention, it takes time and gains nothing.
+"""
+
+import inspect
+from collections.abc import Callable
+
+from llvmlite import binding
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def linked(signature: types.Type) -> Callable:
+    """As njit for one signature that returns nothing, but compiled on its own; kernels call it by its symbol.
+
+    signature: types.void(...) of the arguments.
+    """
+    def decorate(function):
+        symbol = f"{function.__module__}.{function.__qualname__}"
+        (code,) = njit(signature, cache=True)(function).overloads.values()
+        # Registered anew in each process, so callers that come from the cache find it wherever it was loaded.
+        binding.add_symbol(symbol, code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
+
+        def call(typing, *arguments):
+            def generate(context, builder, sig, values):
+                convention = context.call_conv
+                callee = cgutils.get_or_insert_function(builder.module, convention.get_function_type(types.void, sig.args), symbol)
+                status, _ = convention.call_function(builder, callee, types.void, sig.args, values)
+                with cgutils.if_unlikely(builder, status.is_error):
+                    convention.return_status_propagate(builder, status)
+                return context.get_dummy_value()
+            return signature, generate
+        of_function = inspect.signature(function)
+        typing = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_ONLY)
+        call.__signature__ = of_function.replace(parameters=[typing, *of_function.parameters.values()])
+        return intrinsic(call)
+    return decorate
