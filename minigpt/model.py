@@ -9,7 +9,7 @@ import numpy as np
 
 from .blocks import Block, Rotary
 from .config import GPTConfig
-from .incremental import Cache, decode_step, stack_weights
+from .incremental import Cache, decode_step
 from .kernels.runtime import threads_for
 from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
@@ -26,8 +26,8 @@ class GPT(Layer):
         self.tokens = Embedding(config.vocab_size, C, 0.02 if config.tied else 0.5)
         self.positions = Embedding(config.block_size, C, 0.02 if config.tied else 0.1) if config.position == "learned" else None
         self._dropout = Dropout(config.dropout, "dropout embedding")
-        rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
-        self.blocks = [Block(config, rotary, f"blocks.{i}") for i in range(config.n_layer)]
+        self.rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
+        self.blocks = [Block(config, self.rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
             block.share_scratch(self.blocks[0])
         norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
@@ -35,7 +35,6 @@ class GPT(Layer):
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
         self._loss_is_latest = False                # whether the saved activations are those of the last `loss`
-        self._weights = stack_weights(self, rotary)
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -132,9 +131,11 @@ class GPT(Layer):
         return threads_for(rows.size * self.config.n_embd ** 2)
 
     def new_cache(self, sequences: int) -> Cache:
-        """An empty cache for the keys and values of `sequences` sequences (at least 1) that advance in lockstep."""
-        c = self.config
-        return Cache(c.n_layer, c.n_head, c.n_embd // c.n_head, c.block_size, sequences)
+        """An empty cache for the keys and values of `sequences` sequences (at least 1) that advance in lockstep.
+
+        Its steps use the weights as they are now, whatever training does to them later.
+        """
+        return Cache(self, sequences)
 
     def step(self, ids: np.ndarray, cache: Cache) -> np.ndarray:
         """Decode: logits (S, V) after one more token ids (S,) of each sequence, bit for bit those of the whole window.
@@ -144,4 +145,4 @@ class GPT(Layer):
         self._check(ids, 1, cache)
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
-        return decode_step(ids.astype(np.int64), self._weights, cache)
+        return decode_step(ids.astype(np.int64), cache)

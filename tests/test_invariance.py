@@ -127,7 +127,7 @@ def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logit
 def test_steps_that_share_the_columns_have_the_same_bits(model, ids, logits, tasks, S):
     cache, out = model.new_cache(S), np.empty((T, S, 67), np.float32)
     for t in range(T):
-        step_by_columns(ids[:S, t].astype(np.int64), model._weights, cache.keys, cache.values, t, tasks, out[t])
+        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.keys, cache.values, t, tasks, out[t])
     assert same(np.ascontiguousarray(out.swapaxes(0, 1)), logits[:S])
 
 
@@ -156,7 +156,7 @@ def test_two_caches_in_turn_do_not_mix(model, ids, logits):
         assert same(model.step(ids[3:, t], two), logits[3:, t])
 
 
-def test_steps_see_what_training_did_to_the_weights(model, ids):
+def test_steps_of_a_new_cache_see_what_training_did_to_the_weights(model, ids):
     own = type(model)(model.config, seed=2)
     before = steps(own, ids, own.new_cache(B))
     train(own)

@@ -19,7 +19,7 @@ from numba import njit, prange
 from .activations import gelu, relu, squared_relu
 from .attention import attend_one
 from .lanes import LANES, ZERO, load_part, store_part
-from .matmul import BROAD, product
+from .matmul import BROAD, WIDTH, product_packed
 from .norms import layer_norm_row, rms_norm_row
 from .rotary import rotate_row
 
@@ -29,38 +29,39 @@ NO_ACTIVATION = -1
 
 
 class NetworkWeights(NamedTuple):
-    """All that a decode step reads of a network, the weights of all blocks in one array each; what a network lacks is None.
+    """All that a decode step reads of a network, the weights of all blocks in one array each.
 
-    It is flat, since what Numba passes to a parallel loop may not contain tuples.
+    Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  What a network lacks has length 0, not None,
+    so that one compilation serves all networks.  It is flat, since what Numba passes to a parallel loop may not contain tuples.
     """
     tokens: np.ndarray                          # (V, C): the token embedding
-    positions: np.ndarray | None                # (block_size, C): learned positions
+    positions: np.ndarray                       # (block_size, C): learned positions
     norm_first: bool                            # norms before the sublayers; else after the residual sums
     attention_norm: np.ndarray                  # (n_layer, C): gains
-    attention_norm_bias: np.ndarray | None      # (n_layer, C); None for RMSNorm, so also in the other norms
-    query: np.ndarray                           # (n_layer, C, C)
-    query_bias: np.ndarray | None               # (n_layer, C)
+    attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, so also in the other norms
+    query: np.ndarray                           # n_layer times packed (C, C)
+    query_bias: np.ndarray                      # (n_layer, C)
     key: np.ndarray
-    key_bias: np.ndarray | None
+    key_bias: np.ndarray
     value: np.ndarray
-    value_bias: np.ndarray | None
-    query_norm: np.ndarray | None               # (n_layer, D): gains of an RMSNorm
-    key_norm: np.ndarray | None
-    cosine: np.ndarray | None                   # (block_size, D / 2): rotary positions
-    sine: np.ndarray | None
+    value_bias: np.ndarray
+    query_norm: np.ndarray                      # (n_layer, D): gains of an RMSNorm
+    key_norm: np.ndarray
+    cosine: np.ndarray                          # (block_size, D / 2): rotary positions
+    sine: np.ndarray
     scale: np.float32                           # 1 / sqrt(D)
-    projection: np.ndarray                      # (n_layer, C, C)
-    projection_bias: np.ndarray | None
+    projection: np.ndarray                      # n_layer times packed (C, C)
+    projection_bias: np.ndarray
     feed_forward_norm: np.ndarray
-    feed_forward_norm_bias: np.ndarray | None
-    expand: np.ndarray                          # (n_layer, C, 4 * C)
-    expand_bias: np.ndarray | None
+    feed_forward_norm_bias: np.ndarray
+    expand: np.ndarray                          # n_layer times packed (C, 4 * C)
+    expand_bias: np.ndarray
     activation: int                             # one of ACTIVATIONS
-    contract: np.ndarray                        # (n_layer, 4 * C, C)
-    contract_bias: np.ndarray | None
-    last_norm: np.ndarray | None                # (1, C): before the head
-    last_norm_bias: np.ndarray | None
-    head: np.ndarray                            # (C, V)
+    contract: np.ndarray                        # n_layer times packed (4 * C, C)
+    contract_bias: np.ndarray
+    last_norm: np.ndarray                       # (1, C): before the head
+    last_norm_bias: np.ndarray
+    head: np.ndarray                            # packed (C, V)
 
 
 def _step(ids, weights, keys, values, position, threads, logits):
@@ -74,12 +75,13 @@ def _step(ids, weights, keys, values, position, threads, logits):
     projection, expand, contract = (w.projection, w.projection_bias), (w.expand, w.expand_bias), (w.contract, w.contract_bias)
     attention_norm = w.attention_norm, w.attention_norm_bias
     feed_forward_norm = w.feed_forward_norm, w.feed_forward_norm_bias
-    query_norm, key_norm, rotary = (w.query_norm, None), (w.key_norm, None), (w.cosine, w.sine)
+    no_bias = w.query_norm[:0]
+    query_norm, key_norm, rotary = (w.query_norm, no_bias), (w.key_norm, no_bias), (w.cosine, w.sine)
     norm_first, scale, activation, head = w.norm_first, w.scale, w.activation, w.head
 
     x = _embed(ids, position, w.tokens, w.positions)
     q, k, v, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    hidden = np.empty((S, w.expand.shape[2]), np.float32)
+    hidden = np.empty((S, 4 * x.shape[1]), np.float32)
     for n in range(len(keys)):
         normed = _norm(x, attention_norm, n) if norm_first else x
         for task in prange(threads):
@@ -129,14 +131,14 @@ def _embed(ids, position, tokens, positions):
     for i in range(len(ids)):
         for c in range(x.shape[1]):
             x[i, c] = tokens[ids[i], c]
-            if positions is not None:
+            if len(positions):
                 x[i, c] += positions[position, c]
     return x
 
 
 @njit
-def _columns(x, weight, task, threads, y):
-    """The share of one of `threads` tasks in y = x @ weight; returns its first row, last + 1, first column, last + 1.
+def _columns(x, panels, task, threads, y):
+    """The share of one of `threads` tasks in y = x @ a packed matrix; returns its first row, last + 1, first column, last + 1.
 
     The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
     """
@@ -148,13 +150,13 @@ def _columns(x, weight, task, threads, y):
     i, j = min(task // across * height, S), min(task % across * width, M)
     rows, columns = min(i + height, S), min(j + width, M)
     if i < rows and j < columns:
-        product(x[i:rows], weight[:, j:columns], y[i:rows, j:columns], False)
+        product_packed(x[i:rows, :], panels[j // WIDTH:, :, :], y[i:rows, j:columns], False)
     return i, rows, j, columns
 
 
 @njit
 def _linear(x, layer, n, activation, task, threads, y):
-    """A task's share of y = activation(x @ weight + bias); layer is (weights, biases or None), of which it takes number n."""
+    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n."""
     weights, biases = layer
     i, rows, j, columns = _columns(x, weights[n], task, threads, y)
     for row in range(i, rows):
@@ -165,7 +167,7 @@ def _linear(x, layer, n, activation, task, threads, y):
 
 @njit
 def _add_bias(y, row, start, stop, biases, n):
-    if biases is not None:
+    if len(biases):
         for j in range(start, stop):
             y[row, j] += biases[n, j]
 
@@ -194,13 +196,13 @@ def _norm_and_rotate(x, pair, heads, norm, rotary, position, n):
 
 @njit
 def _rotate_row(rows, row, cosine, sine, position):
-    if cosine is not None:
+    if len(cosine):
         rotate_row(rows, row, cosine, sine, position, 1, rows)
 
 
 @njit
 def _norm(x, norm, n):
-    """A normalised copy of x (S, C), with number n of norm = (gains, biases or None); a plain copy if it is (None, None)."""
+    """A normalised copy of x (S, C), with number n of norm = (gains, biases); a plain copy if there are none."""
     y = np.empty_like(x)
     for i in range(len(x)):
         for c in range(x.shape[1]):
@@ -211,11 +213,10 @@ def _norm(x, norm, n):
 
 @njit
 def _norm_row(x, i, gains, biases, n, y):
-    if gains is not None:
-        if biases is None:
-            rms_norm_row(x, i, gains[n], y)
-        else:
-            layer_norm_row(x, i, gains[n], biases[n], y)
+    if len(biases):
+        layer_norm_row(x, i, gains[n], biases[n], y)
+    elif len(gains):
+        rms_norm_row(x, i, gains[n], y)
 
 
 @njit
