@@ -7,6 +7,7 @@ already by the same layer of another block.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,12 @@ class Parameter:
 
     def __init__(self, shape: tuple[int, ...], std: float = 0.0, value: float = 0.0):
         self.data = np.full(shape, value, np.float32)
-        self.grad = np.zeros(shape, np.float32)
         self.std = std               # standard deviation of the initial values around `value`
+
+    @cached_property
+    def grad(self) -> np.ndarray:
+        """Allocated when it is first used: a model that only predicts needs no memory for it."""
+        return np.zeros(self.data.shape, np.float32)
 
     def initialise(self, seed: int, name: str) -> None:
         """Add to the data uniform random numbers of standard deviation std: their bound is sqrt(3) * std."""
