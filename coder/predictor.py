@@ -24,13 +24,12 @@ import numpy as np
 
 from minigpt import rng
 from minigpt.ensemble import Ensemble
-from minigpt.model import GPT, GPTConfig
+from minigpt.model import TOKENS_PER_PASS, GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
 from .frequencies import to_frequencies
 from .mixing.mixer import Mixing
 
-TOKENS_PER_PASS = 4096      # of the model when encoding, at most; bounds the memory
 WITHOUT_GPT = 2 ** 16       # symbols of a window where there is no GPT: between two calls of progress
 UNLIMITED = 2 ** 62         # windows to learn from, at rates that never fall
 
@@ -125,12 +124,10 @@ class Predictor:
         frequencies = [np.empty((stop - start - first, S, 256), np.uint32) for start, first, stop in spans]
         sequences = [(inputs[start:stop, s], first, frequencies[w][:, s])
                      for w, (start, first, stop) in enumerate(spans) for s in range(S)]
-        for length, group in groupby(sequences, lambda sequence: len(sequence[0])):         # the last window may be shorter
-            group, batch = list(group), max(1, TOKENS_PER_PASS // length)
-            for i in range(0, len(group), batch):
-                ids, firsts, outs = zip(*group[i:i + batch])
-                for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
-                    out[...] = to_frequencies(logits[first:])
+        for _, group in groupby(sequences, lambda sequence: len(sequence[0])):         # the last window may be shorter
+            ids, firsts, outs = zip(*group)
+            for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
+                out[...] = to_frequencies(logits[first:])
         return [array.reshape(-1, 256) for array in frequencies]
 
     def prefill(self, inputs: np.ndarray) -> np.ndarray:

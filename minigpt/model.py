@@ -5,6 +5,8 @@
     block, norm first:   x = x + attention(norm(x)),   x = x + feed_forward(norm(x))
 """
 
+from copy import copy
+
 import numpy as np
 
 from .blocks import Block, Rotary
@@ -12,6 +14,9 @@ from .config import GPTConfig
 from .incremental import Cache, decode_step, stack_weights
 from .kernels.runtime import threads_for
 from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
+
+TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory
+
 
 class GPT(Layer):
     """A GPT with initial weights from `seed`; None leaves the matrices at zero, for weights that are loaded next.
@@ -59,11 +64,15 @@ class GPT(Layer):
         and values of the windows, and `step` continues them.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2, cache)
-        with self._threads(ids):
-            logits = self._logits(ids, draw, cache)
+        logits = np.empty((B, T, self.config.vocab_size), np.float32)
+        rows = max(1, TOKENS_PER_PASS // T) if draw is None else B      # dropout's random numbers count through all rows
+        for i in range(0, B, rows):
+            part = ids[i:i + rows]
+            with self._threads(part):
+                logits[i:i + rows] = self._logits(part, draw, _rows_of(cache, i, i + rows)).reshape(len(part), T, -1)
         if cache is not None:
             cache.position = T
-        return logits.reshape(B, T, -1).copy()
+        return logits
 
     def _check(self, ids, dimensions, cache=None, name="ids"):
         if ids.ndim != dimensions or ids.size == 0 or ids.dtype.kind not in "iu":
@@ -145,3 +154,12 @@ class GPT(Layer):
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
         return decode_step(ids.astype(np.int64), self._weights, cache)
+
+
+def _rows_of(cache, start, stop):
+    """A view of the sequences [start, stop) of a cache."""
+    if cache is None:
+        return None
+    part = copy(cache)
+    part.keys, part.values = cache.keys[:, start:stop], cache.values[:, start:stop]
+    return part

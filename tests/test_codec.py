@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minigpt.model
 from coder import predictor as predictors
 from coder import verify
 from coder.codec import START_SYMBOL, Streams, decode_block, encode_block
@@ -186,7 +187,7 @@ def test_streams_that_pass_through_the_model_in_turns_have_the_same_frequencies(
     predictor, inputs = static(taught()), noise(16, 7)
     (together,) = predictor.predict(inputs, [(0, 8, 16)])
     for tokens in (1, 32, 64):
-        monkeypatch.setattr(predictors, "TOKENS_PER_PASS", tokens)
+        monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", tokens)
         assert (predictor.predict(inputs, [(0, 8, 16)])[0] == together).all()
 
 

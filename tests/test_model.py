@@ -3,11 +3,13 @@
 import dataclasses
 import math
 import tracemalloc
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 
+import minigpt.model
 from minigpt.layers import CrossEntropy, Draw, LayerNorm, Linear, RMSNorm
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
@@ -190,6 +192,12 @@ def test_gradients_take_no_memory_before_there_are_any():
     assert allocated(lambda: models[0].forward(ids)) < 0.2 * weights
     models[0].loss(ids, ids)
     assert allocated(models[0].backward) > weights
+
+
+def test_a_forward_pass_of_many_windows_takes_the_buffers_of_few(monkeypatch):
+    monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", 16)
+    few, many = (allocated(partial(GPT(WIDE).forward, np.zeros((windows, 8), np.int64))) for windows in (2, 64))
+    assert many < 1.2 * few
 
 
 # --- what a layer refuses -----------------------------------------------------------------------------------------------
