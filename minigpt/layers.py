@@ -54,14 +54,19 @@ class Layer:
         return _buffer(self._saved, name, shape)
 
     def scratch(self, name: str, *shape: int) -> np.ndarray:
-        """An uninitialised scratch buffer, for a result that the neighbouring layer consumes at once (see `share_scratch`)."""
+        """An uninitialised scratch buffer, for a result that the neighbouring layer consumes at once (see `share_buffers`)."""
         return _buffer(self._scratch, name, shape)
 
-    def share_scratch(self, other: "Layer") -> None:
-        """Use the scratch buffers of `other`, a layer of the same form."""
+    def share_buffers(self, other: "Layer", saved: bool = False) -> None:
+        """Use the scratch buffers of `other`, a layer of the same form.
+
+        saved: share those of saved activations as well, which then are valid only until the next forward pass of either.
+        """
         self._scratch = other._scratch
+        if saved:
+            self._saved = other._saved
         for (_, mine), (_, others) in zip(self.children(), other.children()):
-            mine.share_scratch(others)
+            mine.share_buffers(others, saved)
 
     def children(self) -> Iterator[tuple[str, "Layer"]]:
         """(name, Layer) of each layer inside this one, in order of creation.  Those named _... have no parameters."""

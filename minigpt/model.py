@@ -34,12 +34,12 @@ class GPT(Layer):
         rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
         self.blocks = [Block(config, rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
-            block.share_scratch(self.blocks[0])
+            block.share_buffers(self.blocks[0])
         norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
         self.norm = norm if config.norm_order == "first" else None       # with norm last, the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
-        self._loss_is_latest = False                # whether the saved activations are those of the last `loss`
+        self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
         self._weights = stack_weights(self, rotary)
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -56,6 +56,11 @@ class GPT(Layer):
         for name, parameter in self.parameters().items():
             model.parameters()[name].data[...] = parameter.data
         return model
+
+    def share_buffers(self, other: "GPT", saved: bool = False) -> None:
+        super().share_buffers(other, saved)
+        if saved:
+            self._latest = other._latest
 
     def forward(self, ids: np.ndarray, draw: Draw | None = None, cache: Cache | None = None) -> np.ndarray:
         """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t predict the token after ids[:, : t + 1].
@@ -88,7 +93,7 @@ class GPT(Layer):
 
     def _logits(self, ids, draw, cache=None):
         B, T = ids.shape
-        self._loss_is_latest = False
+        self._latest["loss of"] = None
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
             x += self.positions.forward(np.tile(np.arange(T), B))
@@ -111,7 +116,7 @@ class GPT(Layer):
         with self._threads(ids):
             loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
         self.losses = self._loss.losses.reshape(B, T).copy()
-        self._loss_is_latest = True
+        self._latest["loss of"] = self
         return loss
 
     # The lines of _logits from the last to the first.
@@ -121,9 +126,9 @@ class GPT(Layer):
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
         the activations that it saved, and between two backward passes the weights may have changed.
         """
-        if not self._loss_is_latest:
+        if self._latest["loss of"] is not self:
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
-        self._loss_is_latest = False
+        self._latest["loss of"] = None
         for parameter in self.parameters().values():
             parameter.grad.fill(0)
         with self._threads(self.losses):
