@@ -79,9 +79,14 @@ class Learner:
     def _train(self, windows):
         windows = np.stack(windows).astype(np.int64)                            # (batch, T + 1)
         for member, optimizer in zip(self.model.members, self.optimizers):
-            member.loss(windows[:, :-1], windows[:, 1:])
-            member.backward()
+            size = len(windows) if member.config.tied else max(1, TOKENS_PER_PASS // member.config.block_size)
+            for i in range(0, len(windows), size):                              # in parts, of the same bits: see `backward`
+                part = windows[i:i + size]
+                member.loss(part[:, :-1], part[:, 1:])
+                member.backward(len(windows), accumulate=i > 0)
             optimizer.step()
+            for parameter in member.parameters().values():
+                del parameter.grad                                              # the memory is for the next member's
 
 
 class Predictor:

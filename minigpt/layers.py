@@ -247,9 +247,9 @@ class CrossEntropy(Layer):
         sums.add_column_sums(self.losses.reshape(-1, 1), total)
         return float(total[0] / np.float32(len(logits)))
 
-    def backward(self) -> np.ndarray:
-        """dlogits (N, V)."""
-        dloss = np.float32(1) / np.float32(len(self.targets))
+    def backward(self, rows: int | None = None) -> np.ndarray:
+        """dlogits (N, V) of the mean over `rows` rows, of which the N may be a part; by default over the N."""
+        dloss = np.float32(1) / np.float32(rows or len(self.targets))
         dlogits = self.scratch("dlogits", *self.probabilities.shape)
         softmax.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
         return dlogits

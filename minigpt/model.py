@@ -120,8 +120,12 @@ class GPT(Layer):
         return loss
 
     # The lines of _logits from the last to the first.
-    def backward(self) -> None:
-        """Set every parameter's grad to the derivative of the last `loss`.
+    def backward(self, batch: int | None = None, accumulate: bool = False) -> None:
+        """Set every parameter's grad to the derivative of the last `loss`; with `accumulate`, add it to what is there.
+
+        Gradient accumulation takes a batch a part at a time: `batch` is the number of windows in all parts, over which the mean
+        is taken.  The gradients have the bits of the whole batch in one pass, since every sum over rows goes on where it ended;
+        but not with tied weights, whose gradient is two such sums, nor with dropout.
 
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
         the activations that it saved, and between two backward passes the weights may have changed.
@@ -129,10 +133,11 @@ class GPT(Layer):
         if self._latest["loss of"] is not self:
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
         self._latest["loss of"] = None
-        for parameter in self.parameters().values():
-            parameter.grad.fill(0)
+        if not accumulate:
+            for parameter in self.parameters().values():
+                parameter.grad.fill(0)
         with self._threads(self.losses):
-            dx = self.head.backward(self._loss.backward())
+            dx = self.head.backward(self._loss.backward(batch and batch * self.losses.shape[1]))
             if self.norm:
                 dx = self.norm.backward(dx)
             for block in reversed(self.blocks):

@@ -237,6 +237,18 @@ def test_online_learns_from_every_full_window():
     assert seen == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_that_is_learned_in_parts_leaves_the_same_weights(name, monkeypatch):
+    T, found = CONFIGS[name].block_size, set()
+    for tokens in (5 * T, 2 * T, 1):
+        monkeypatch.setattr(predictors, "TOKENS_PER_PASS", tokens)
+        learner = Learner(GPT(CONFIGS[name], seed=3), ONLINE_LEARNING, batch=5)
+        for seed in range(10):
+            learner.update(noise(T + 1, seed=seed))
+        found.add(fingerprint(learner.model))
+    assert len(found) == 1
+
+
 def test_learning_pays_on_what_repeats_itself():
     repetitive = b"0123456789abcdef" * 60
     model, same = GPT(TINY, seed=3), GPT(TINY, seed=3)

@@ -167,6 +167,19 @@ def test_steps_see_what_training_did_to_the_weights(model, ids):
 
 # --- a batch and its parts --------------------------------------------------------------------------------------------
 
+def test_gradients_accumulated_over_parts_have_the_bits_of_the_batch(model):
+    if model.config.tied:
+        pytest.skip("the gradient of a tied weight is two sums, one after the other")
+    ids, targets = float64.make_ids(model.config, B, T, seed=8), float64.make_ids(model.config, B, T, seed=9)
+    model.loss(ids, targets)
+    model.backward()
+    whole = {name: parameter.grad.copy() for name, parameter in model.parameters().items()}
+    for start, stop in (0, 2), (2, 3), (3, 5):
+        model.loss(ids[start:stop], targets[start:stop])
+        model.backward(B, accumulate=start > 0)
+    assert_all_same({name: parameter.grad for name, parameter in model.parameters().items()}, whole)
+
+
 @pytest.mark.parametrize("tokens", [1, 2 * T, 3 * T + 1])
 def test_rows_that_pass_in_turns_have_the_same_bits(model, ids, logits, tokens, monkeypatch):
     monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", tokens)
