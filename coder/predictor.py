@@ -24,13 +24,12 @@ import numpy as np
 
 from minigpt import rng
 from minigpt.ensemble import Ensemble
-from minigpt.model import GPT, GPTConfig
+from minigpt.model import TOKENS_PER_PASS, GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
 from .frequencies import to_frequencies
 from .mixing.mixer import Mixing
 
-TOKENS_PER_PASS = 4096      # of the model when encoding, at most; bounds the memory
 WITHOUT_GPT = 2 ** 16       # symbols of a window where there is no GPT: between two calls of progress
 UNLIMITED = 2 ** 62         # windows to learn from, at rates that never fall
 
@@ -80,9 +79,14 @@ class Learner:
     def _train(self, windows):
         windows = np.stack(windows).astype(np.int64)                            # (batch, T + 1)
         for member, optimizer in zip(self.model.members, self.optimizers):
-            member.loss(windows[:, :-1], windows[:, 1:])
-            member.backward()
+            size = len(windows) if member.config.tied else max(1, TOKENS_PER_PASS // member.config.block_size)
+            for i in range(0, len(windows), size):                              # in parts, of the same bits: see `backward`
+                part = windows[i:i + size]
+                member.loss(part[:, :-1], part[:, 1:])
+                member.backward(len(windows), accumulate=i > 0)
             optimizer.step()
+            for parameter in member.parameters().values():
+                del parameter.grad                                              # the memory is for the next member's
 
 
 class Predictor:
@@ -125,12 +129,10 @@ class Predictor:
         frequencies = [np.empty((stop - start - first, S, 256), np.uint32) for start, first, stop in spans]
         sequences = [(inputs[start:stop, s], first, frequencies[w][:, s])
                      for w, (start, first, stop) in enumerate(spans) for s in range(S)]
-        for length, group in groupby(sequences, lambda sequence: len(sequence[0])):         # the last window may be shorter
-            group, batch = list(group), max(1, TOKENS_PER_PASS // length)
-            for i in range(0, len(group), batch):
-                ids, firsts, outs = zip(*group[i:i + batch])
-                for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
-                    out[...] = to_frequencies(logits[first:])
+        for _, group in groupby(sequences, lambda sequence: len(sequence[0])):         # the last window may be shorter
+            ids, firsts, outs = zip(*group)
+            for logits, first, out in zip(self.model.forward(np.stack(ids)), firsts, outs):
+                out[...] = to_frequencies(logits[first:])
         return [array.reshape(-1, 256) for array in frequencies]
 
     def prefill(self, inputs: np.ndarray) -> np.ndarray:

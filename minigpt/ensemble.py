@@ -17,7 +17,8 @@ SMALLEST_SUM = np.float32(2.0 ** -100)      # of probabilities: keeps the logari
 
 
 class Ensemble:
-    """Predicts as a GPT does (forward, new_cache, step).  Its members are trained on their own.
+    """Predicts as a GPT does (forward, new_cache, step).  Its members are trained on their own, one after the other: those with
+    the same config share their buffers.
 
     ValueError unless there are at least two, with the same vocab_size and block_size.
     """
@@ -28,6 +29,9 @@ class Ensemble:
         if len(self.members) < 2 or len(sizes) > 1:
             raise ValueError("an ensemble needs at least two models, with the same vocab_size and the same block_size")
         self.config = self.members[0].config        # for these two sizes; everything else may differ from member to member
+        for member in self.members[1:]:
+            if member.config == self.config:
+                member.share_buffers(self.members[0], saved=True)
 
     def copy(self) -> "Ensemble":
         """Copies of the members, which can be trained without changing these."""

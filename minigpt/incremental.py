@@ -61,11 +61,11 @@ def pack_weights(model: GPT) -> NetworkWeights:
     zeros = np.zeros((config.n_layer, config.n_embd), np.float32)       # the biases of a LayerNorm without any
     rotary, last_norm, last_norm_bias = model.rotary, none, none
     if model.norm:
-        last_norm = model.norm.gain.data[None]
-        last_norm_bias = none if config.norm == "rms" else model.norm.bias.data[None] if config.bias else zeros[:1]
+        last_norm = model.norm.gain.data[None].copy()
+        last_norm_bias = none if config.norm == "rms" else model.norm.bias.data[None].copy() if config.bias else zeros[:1]
     tables = (rotary.cosine, rotary.sine) if rotary else (none, none)
     return NetworkWeights(
-        model.tokens.weight.data, model.positions.weight.data if model.positions else none, config.norm_order == "first",
+        model.tokens.weight.data.copy(), model.positions.weight.data.copy() if model.positions else none, config.norm_order == "first",
         *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"), *linear("attention.value"),
         vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables, np.float32(1) / np.sqrt(np.float32(D)),
         *linear("attention.projection"), *norm("feed_forward.norm"), *linear("feed_forward.expand"),

@@ -7,6 +7,7 @@ already by the same layer of another block.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,12 @@ class Parameter:
 
     def __init__(self, shape: tuple[int, ...], std: float = 0.0, value: float = 0.0):
         self.data = np.full(shape, value, np.float32)
-        self.grad = np.zeros(shape, np.float32)
         self.std = std               # standard deviation of the initial values around `value`
+
+    @cached_property
+    def grad(self) -> np.ndarray:
+        """Allocated when it is first used: a model that only predicts needs no memory for it."""
+        return np.zeros(self.data.shape, np.float32)
 
     def initialise(self, seed: int, name: str) -> None:
         """Add to the data uniform random numbers of standard deviation std: their bound is sqrt(3) * std."""
@@ -49,14 +54,19 @@ class Layer:
         return _buffer(self._saved, name, shape)
 
     def scratch(self, name: str, *shape: int) -> np.ndarray:
-        """An uninitialised scratch buffer, for a result that the neighbouring layer consumes at once (see `share_scratch`)."""
+        """An uninitialised scratch buffer, for a result that the neighbouring layer consumes at once (see `share_buffers`)."""
         return _buffer(self._scratch, name, shape)
 
-    def share_scratch(self, other: "Layer") -> None:
-        """Use the scratch buffers of `other`, a layer of the same form."""
+    def share_buffers(self, other: "Layer", saved: bool = False) -> None:
+        """Use the scratch buffers of `other`, a layer of the same form.
+
+        saved: share those of saved activations as well, which then are valid only until the next forward pass of either.
+        """
         self._scratch = other._scratch
+        if saved:
+            self._saved = other._saved
         for (_, mine), (_, others) in zip(self.children(), other.children()):
-            mine.share_scratch(others)
+            mine.share_buffers(others, saved)
 
     def children(self) -> Iterator[tuple[str, "Layer"]]:
         """(name, Layer) of each layer inside this one, in order of creation.  Those named _... have no parameters."""
@@ -237,9 +247,9 @@ class CrossEntropy(Layer):
         sums.add_column_sums(self.losses.reshape(-1, 1), total)
         return float(total[0] / np.float32(len(logits)))
 
-    def backward(self) -> np.ndarray:
-        """dlogits (N, V)."""
-        dloss = np.float32(1) / np.float32(len(self.targets))
+    def backward(self, rows: int | None = None) -> np.ndarray:
+        """dlogits (N, V) of the mean over `rows` rows, of which the N may be a part; by default over the N."""
+        dloss = np.float32(1) / np.float32(rows or len(self.targets))
         dlogits = self.scratch("dlogits", *self.probabilities.shape)
         softmax.cross_entropy_backward(dloss, self.probabilities, self.targets, dlogits)
         return dlogits

@@ -5,6 +5,8 @@
     block, norm first:   x = x + attention(norm(x)),   x = x + feed_forward(norm(x))
 """
 
+from copy import copy
+
 import numpy as np
 
 from .blocks import Block, Rotary
@@ -12,6 +14,9 @@ from .config import GPTConfig
 from .incremental import Cache, decode_step
 from .kernels.runtime import threads_for
 from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
+
+TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory
+
 
 class GPT(Layer):
     """A GPT with initial weights from `seed`; None leaves the matrices at zero, for weights that are loaded next.
@@ -29,12 +34,12 @@ class GPT(Layer):
         self.rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
         self.blocks = [Block(config, self.rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
-            block.share_scratch(self.blocks[0])
+            block.share_buffers(self.blocks[0])
         norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
         self.norm = norm if config.norm_order == "first" else None       # with norm last, the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
-        self._loss_is_latest = False                # whether the saved activations are those of the last `loss`
+        self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -51,6 +56,11 @@ class GPT(Layer):
             model.parameters()[name].data[...] = parameter.data
         return model
 
+    def share_buffers(self, other: "GPT", saved: bool = False) -> None:
+        super().share_buffers(other, saved)
+        if saved:
+            self._latest = other._latest
+
     def forward(self, ids: np.ndarray, draw: Draw | None = None, cache: Cache | None = None) -> np.ndarray:
         """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t predict the token after ids[:, : t + 1].
 
@@ -58,11 +68,15 @@ class GPT(Layer):
         and values of the windows, and `step` continues them.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2, cache)
-        with self._threads(ids):
-            logits = self._logits(ids, draw, cache)
+        logits = np.empty((B, T, self.config.vocab_size), np.float32)
+        rows = max(1, TOKENS_PER_PASS // T) if draw is None else B      # dropout's random numbers count through all rows
+        for i in range(0, B, rows):
+            part = ids[i:i + rows]
+            with self._threads(part):
+                logits[i:i + rows] = self._logits(part, draw, _rows_of(cache, i, i + rows)).reshape(len(part), T, -1)
         if cache is not None:
             cache.position = T
-        return logits.reshape(B, T, -1).copy()
+        return logits
 
     def _check(self, ids, dimensions, cache=None, name="ids"):
         if ids.ndim != dimensions or ids.size == 0 or ids.dtype.kind not in "iu":
@@ -78,7 +92,7 @@ class GPT(Layer):
 
     def _logits(self, ids, draw, cache=None):
         B, T = ids.shape
-        self._loss_is_latest = False
+        self._latest["loss of"] = None
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
             x += self.positions.forward(np.tile(np.arange(T), B))
@@ -101,23 +115,28 @@ class GPT(Layer):
         with self._threads(ids):
             loss = self._loss.forward(self._logits(ids, draw), targets.reshape(-1).astype(np.int64))
         self.losses = self._loss.losses.reshape(B, T).copy()
-        self._loss_is_latest = True
+        self._latest["loss of"] = self
         return loss
 
     # The lines of _logits from the last to the first.
-    def backward(self) -> None:
-        """Set every parameter's grad to the derivative of the last `loss`.
+    def backward(self, batch: int | None = None, accumulate: bool = False) -> None:
+        """Set every parameter's grad to the derivative of the last `loss`; with `accumulate`, add it to what is there.
+
+        Gradient accumulation takes a batch a part at a time: `batch` is the number of windows in all parts, over which the mean
+        is taken.  The gradients have the bits of the whole batch in one pass, since every sum over rows goes on where it ended;
+        but not with tied weights, whose gradient is two such sums, nor with dropout.
 
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
         the activations that it saved, and between two backward passes the weights may have changed.
         """
-        if not self._loss_is_latest:
+        if self._latest["loss of"] is not self:
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
-        self._loss_is_latest = False
-        for parameter in self.parameters().values():
-            parameter.grad.fill(0)
+        self._latest["loss of"] = None
+        if not accumulate:
+            for parameter in self.parameters().values():
+                parameter.grad.fill(0)
         with self._threads(self.losses):
-            dx = self.head.backward(self._loss.backward())
+            dx = self.head.backward(self._loss.backward(batch and batch * self.losses.shape[1]))
             if self.norm:
                 dx = self.norm.backward(dx)
             for block in reversed(self.blocks):
@@ -146,3 +165,12 @@ class GPT(Layer):
         if cache.position >= self.config.block_size:
             raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
         return decode_step(ids.astype(np.int64), cache)
+
+
+def _rows_of(cache, start, stop):
+    """A view of the sequences [start, stop) of a cache."""
+    if cache is None:
+        return None
+    part = copy(cache)
+    part.keys, part.values = cache.keys[:, start:stop], cache.values[:, start:stop]
+    return part

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minigpt.model
 from coder import predictor as predictors
 from coder import verify
 from coder.codec import START_SYMBOL, Streams, decode_block, encode_block
@@ -186,7 +187,7 @@ def test_streams_that_pass_through_the_model_in_turns_have_the_same_frequencies(
     predictor, inputs = static(taught()), noise(16, 7)
     (together,) = predictor.predict(inputs, [(0, 8, 16)])
     for tokens in (1, 32, 64):
-        monkeypatch.setattr(predictors, "TOKENS_PER_PASS", tokens)
+        monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", tokens)
         assert (predictor.predict(inputs, [(0, 8, 16)])[0] == together).all()
 
 
@@ -234,6 +235,18 @@ def test_online_learns_from_every_full_window():
         encode_block(predictor, text(size))
         seen.append(predictor.learner.optimizers[0].step_count)
     assert seen == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_that_is_learned_in_parts_leaves_the_same_weights(name, monkeypatch):
+    T, found = CONFIGS[name].block_size, set()
+    for tokens in (5 * T, 2 * T, 1):
+        monkeypatch.setattr(predictors, "TOKENS_PER_PASS", tokens)
+        learner = Learner(GPT(CONFIGS[name], seed=3), ONLINE_LEARNING, batch=5)
+        for seed in range(10):
+            learner.update(noise(T + 1, seed=seed))
+        found.add(fingerprint(learner.model))
+    assert len(found) == 1
 
 
 def test_learning_pays_on_what_repeats_itself():

@@ -1,6 +1,7 @@
 """Ensemble averaging: the mean of probabilities, the same bits for a window and token by token; one model to the coder."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from coder import models, packed
 from coder.codec import encode_block
 from coder.compressor import compress, decompress
 from coder.models import short_fingerprint
-from coder.predictor import online
+from coder.predictor import ONLINE_LEARNING, Learner, online
 from minigpt.checkpoint import fingerprint, save_checkpoint
 from minigpt.ensemble import Ensemble, combine
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
+from tests.test_model import allocated
 
 SMALL = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
 IDS = np.random.default_rng(1).integers(0, 256, (3, 16))
@@ -81,6 +83,33 @@ def test_every_member_learns_online():
         assert fingerprint(learned) != fingerprint(given)
 
 
+def test_members_alike_share_their_buffers():
+    members = Ensemble(GPT(SMALL, seed) for seed in range(3)).members
+    first, *others = (allocated(partial(member.loss, IDS, IDS)) for member in members)
+    assert max(others) < first / 5
+
+
+def test_members_that_share_buffers_learn_as_each_does_alone():
+    members = [GPT(SMALL, seed) for seed in range(3)]
+    together, alone = Ensemble(member.copy() for member in members), [member.copy() for member in members]
+    for model in (together, *alone):
+        learner = Learner(model, ONLINE_LEARNING, batch=2)
+        for seed in range(4):
+            learner.update(np.random.default_rng(seed).integers(0, 256, SMALL.block_size + 1))
+            model.forward(IDS)
+    assert [fingerprint(member) for member in together.members] == [fingerprint(member) for member in alone]
+
+
+def test_a_member_does_not_take_the_activations_of_another_for_its_own():
+    a, b = Ensemble([GPT(SMALL, seed=1), GPT(SMALL, seed=2)]).members
+    for between in (b.forward, lambda ids: b.loss(ids, ids)):
+        a.loss(IDS, IDS)
+        between(IDS)
+        with pytest.raises(RuntimeError, match=r"call loss\(\) again first"):
+            a.backward()
+    b.backward()
+
+
 def test_its_name_tells_its_members_and_their_order():
     a, b = pair().members
     names = {short_fingerprint(model) for model in (a, b, Ensemble([a, b]), Ensemble([b, a]), Ensemble([a, b, a]))}
@@ -119,14 +148,15 @@ def test_models_that_do_not_fit_together_are_one_sentence(tmp_path, monkeypatch)
 @pytest.mark.parametrize("model", [GPT(SMALL, seed=1), pair()], ids=["GPT", "Ensemble"])
 def test_a_copy_has_the_same_bits_and_can_be_changed_alone(model):
     before, copy = fingerprint(model), model.copy()
-    cache = copy.new_cache(len(IDS))
-    assert fingerprint(copy) == before and copy.forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    as_copied, cache = copy.forward(IDS), copy.new_cache(len(IDS))
+    assert fingerprint(copy) == before and as_copied.tobytes() == model.forward(IDS).tobytes()
     for member in copy.members:
         for parameter in member.parameters().values():
             parameter.data += 1
     assert fingerprint(model) == before != fingerprint(copy)
     logits = copy.forward(IDS)[:, 0].tobytes()
-    assert copy.step(IDS[:, 0], cache).tobytes() == logits              # the cached step has the copy's weights too
+    assert copy.step(IDS[:, 0], copy.new_cache(len(IDS))).tobytes() == logits   # the cached step has the copy's weights too,
+    assert copy.step(IDS[:, 0], cache).tobytes() == as_copied[:, 0].tobytes()   # a cache those with which it was made
 
 
 def test_one_model_alone_is_no_ensemble():

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import pytest
 
+import minigpt.model
 from minigpt.kernels.decode import step_by_columns
 from minigpt.kernels.matmul import matmul
 from minigpt.layers import Draw
@@ -162,6 +163,30 @@ def test_steps_of_a_new_cache_see_what_training_did_to_the_weights(model, ids):
     train(own)
     after = own.forward(ids)
     assert not same(before, after) and same(steps(own, ids, own.new_cache(B)), after)
+
+
+# --- a batch and its parts --------------------------------------------------------------------------------------------
+
+def test_gradients_accumulated_over_parts_have_the_bits_of_the_batch(model):
+    if model.config.tied:
+        pytest.skip("the gradient of a tied weight is two sums, one after the other")
+    ids, targets = float64.make_ids(model.config, B, T, seed=8), float64.make_ids(model.config, B, T, seed=9)
+    model.loss(ids, targets)
+    model.backward()
+    whole = {name: parameter.grad.copy() for name, parameter in model.parameters().items()}
+    for start, stop in (0, 2), (2, 3), (3, 5):
+        model.loss(ids[start:stop], targets[start:stop])
+        model.backward(B, accumulate=start > 0)
+    assert_all_same({name: parameter.grad for name, parameter in model.parameters().items()}, whole)
+
+
+@pytest.mark.parametrize("tokens", [1, 2 * T, 3 * T + 1])
+def test_rows_that_pass_in_turns_have_the_same_bits(model, ids, logits, tokens, monkeypatch):
+    monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", tokens)
+    assert same(model.forward(ids), logits)
+    cache = model.new_cache(B)
+    assert same(model.forward(ids[:, :7], cache=cache), logits[:, :7])
+    assert same(model.step(ids[:, 7], cache), logits[:, 7])
 
 
 # --- one call after another -------------------------------------------------------------------------------------------

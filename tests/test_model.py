@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import tracemalloc
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 
+import minigpt.model
 from minigpt.layers import CrossEntropy, Draw, LayerNorm, Linear, RMSNorm
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
@@ -52,6 +55,7 @@ def model():
 
 
 GOOD = np.zeros((2, 6), int)
+WIDE = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=64)
 WRONG_WINDOWS = {
     "too long": (np.zeros((2, 7), int), "7 tokens is longer than block_size, 6"),
     "negative": (GOOD - 1, "0 .. 10, but reach from -1"),
@@ -166,6 +170,34 @@ def test_the_losses_of_a_call_stay_what_they_were(model):
     losses, before = model.losses, model.losses.copy()
     model.loss(GOOD, GOOD + 3)
     assert np.array_equal(losses, before) and not np.array_equal(model.losses, before)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+def allocated(call):
+    """Bytes that are allocated by call() and still are, once its result is gone."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_gradients_take_no_memory_before_there_are_any():
+    models = []
+    weights = sum(parameter.data.nbytes for parameter in GPT(WIDE).parameters().values())
+    assert allocated(lambda: models.append(GPT(WIDE, seed=None))) < 1.2 * weights
+    ids = np.zeros((1, 8), np.int64)
+    assert allocated(lambda: models[0].forward(ids)) < 0.2 * weights
+    models[0].loss(ids, ids)
+    assert allocated(models[0].backward) > weights
+
+
+def test_a_forward_pass_of_many_windows_takes_the_buffers_of_few(monkeypatch):
+    monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", 16)
+    few, many = (allocated(partial(GPT(WIDE).forward, np.zeros((windows, 8), np.int64))) for windows in (2, 64))
+    assert many < 1.2 * few
 
 
 # --- what a layer refuses -----------------------------------------------------------------------------------------------
