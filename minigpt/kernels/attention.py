@@ -25,6 +25,11 @@ def _head(x, sequence, head, T, D):
 
 
 @njit
+def _whole_panels(columns):
+    return (columns + WIDTH - 1) // WIDTH * WIDTH
+
+
+@njit
 def _packed(x):
     """The panels of x (K, M): see `pack_columns`."""
     panels = np.empty((panels_of(x.shape[1]), x.shape[0], WIDTH), np.float32)
@@ -59,7 +64,7 @@ def _attend(q, k, v, scale, out, peak, total):
     for i in range(0, T, QUERY_ROWS):
         rows = min(QUERY_ROWS, T - i)
         seen = i + rows
-        product_packed(q[i:seen], keys, scores[:rows, :panels_of(seen) * WIDTH], False)         # whole panels are faster
+        product_packed(q[i:seen], keys, scores[:rows, :_whole_panels(seen)], False)             # whole panels are faster
         for r in range(rows):
             peak[i + r], total[i + r] = softmax_row(scores, r * width, i + r + 1, seen, scale)
         product_packed(scores[:rows, :seen], values, out[i:seen], False)
@@ -95,8 +100,8 @@ def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
     for i in range(0, T, QUERY_ROWS):
         rows = min(QUERY_ROWS, T - i)
         seen = i + rows
-        product_packed(q[i:seen], keys, P[:rows, :panels_of(seen) * WIDTH], False)
-        product_packed(dout[i:seen], values, dP[:rows, :panels_of(seen) * WIDTH], False)
+        product_packed(q[i:seen], keys, P[:rows, :_whole_panels(seen)], False)
+        product_packed(dout[i:seen], values, dP[:rows, :_whole_panels(seen)], False)
         for r in range(rows):
             dot = _dot(dout, out, i + r)
             for j in range(0, seen, LANES):

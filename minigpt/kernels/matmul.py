@@ -41,6 +41,7 @@ GROUP = 4                    # panels of b, or tiles of a, that are packed at a 
 DEPTH = 384                  # steps of k in a panel: DEPTH * WIDTH floats are 48 KiB at most
 HEIGHT = 192                 # rows of a block of a, a multiple of the tile heights: DEPTH * HEIGHT floats are 288 KiB
 COLUMNS = 1024               # of b are packed at a time: DEPTH * COLUMNS floats are 1.5 MiB
+REUSE = 128                  # columns of b for which it pays to pack a block of a
 FEW_COLUMNS = 4              # so few that are left over are computed as rows of the transpose
 FLOAT = 4                    # bytes
 
@@ -164,7 +165,10 @@ def panels_of(M):
 
 @linked(types.void(MATRIX, PANELS))
 def pack_columns(b, panels):
-    """Copy b (depth, M) to panels (at least M / WIDTH, depth, WIDTH), on one thread, the last columns padded with zeros."""
+    """Copy b (depth, M) to panels (at least panels_of(M), depth, WIDTH), on one thread.
+
+    They are padded with zeros: a broad tile multiplies the padding, too, and what was in the memory could be subnormal, thus slow.
+    """
     depth, M = b.shape
     b_row, b_column = b.strides
     stride = panels.strides[0] // FLOAT
@@ -183,7 +187,7 @@ def pack_columns(b, panels):
             for k in range(deep, depth):
                 for c in range(j, j + LANES):
                     panels[c // WIDTH, k, c % WIDTH] = b[k, c]
-    for j in range(whole, (M + WIDTH - 1) // WIDTH * WIDTH):
+    for j in range(whole, panels_of(M) * WIDTH):
         for k in range(depth):
             panels[j // WIDTH, k, j % WIDTH] = b[k, j] if j < M else np.float32(0)
 
@@ -238,7 +242,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
     b_step is the distance of the rows of b, b_panel that of its panels, in bytes.
     """
     (N, depth), M, out_row = a.shape, out.shape[1], out.strides[0]
-    packs = a.strides[1] != FLOAT and N >= ROWS and M > WIDTH
+    packs = a.strides[1] != FLOAT and N >= ROWS and M > REUSE
     block = np.empty(min(N + ROWS, HEIGHT) * depth if packs else 0, np.float32)
     edge = np.empty(ROWS * BROAD, np.float32)               # takes the outputs of a tile that extends past the last column
     for i0 in range(0, N, HEIGHT):
@@ -364,7 +368,7 @@ def _matmul_packed(a, panels, out, threads):
 
 @njit(types.void(MATRIX, PANELS, intp), parallel=True, cache=True)
 def _pack_all(b, panels, threads):
-    width = _part(b.shape[1], threads, WIDTH)
+    width = _part(b.shape[1], threads, BROAD)
     for task in prange((b.shape[1] + width - 1) // width):
         pack_columns(b[:, task * width:(task + 1) * width], panels[task * width // WIDTH:, :, :])
 
@@ -386,7 +390,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = Fal
 
 def pack(b: np.ndarray) -> np.ndarray:
     """The panels (P, K, WIDTH) of a matrix b (K, M) that many products share, such as weights in decoding.  P is even."""
-    panels = np.zeros((panels_of(b.shape[1]), len(b), WIDTH), np.float32)
+    panels = np.empty((panels_of(b.shape[1]), len(b), WIDTH), np.float32)
     _pack_all(b, panels, get_num_threads())
     return panels
 
