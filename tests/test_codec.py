@@ -345,6 +345,7 @@ def test_progress_adds_up_to_the_block(size):
 
 # --- golden -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_file_of_today_opens_for_ever():
     """tests/data/license.mgz, made when the format was."""
     file = golden_coder.FILE.read_bytes()
@@ -364,7 +365,7 @@ def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):
         dict(verify.results())
 
 
-@pytest.mark.parametrize("size", [1100, 3000, 20000])
+@pytest.mark.parametrize("size", [1100, *(pytest.param(size, marks=pytest.mark.slow) for size in (3000, 20000))])
 def test_the_rates_of_scratch_fall_but_not_to_nothing(size):
     predictor = scratch(size)
     encode_block(predictor, (LICENSE * 30)[:size])

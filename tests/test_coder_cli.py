@@ -127,7 +127,7 @@ def test_a_file_of_any_kind_comes_back(data):
                                   b"not\xffutf8".decode(errors="surrogateescape")])
 def test_a_file_of_any_name_comes_back(name):
     Path(name).write_bytes(LICENSE)
-    coder("compress", "--mode", "scratch", "--", name)
+    coder("compress", "--mode", "fast", "--", name)
     Path(name).unlink()
     coder("decompress", "--", name + ".mgz")
     assert Path(name).read_bytes() == LICENSE
@@ -350,6 +350,7 @@ def test_a_wrong_model_that_was_passed_is_told_by_its_path_and_both_fingerprints
     assert f"fingerprint {name_of(taught())}" in said and f"other has {name_of(other)}" in said
 
 
+@pytest.mark.slow
 def test_scratch_needs_no_model(monkeypatch):
     monkeypatch.setattr(models, "load", None)
     coder("compress", "text", "--mode", "scratch")
@@ -367,7 +368,7 @@ def test_fast_needs_no_model(capsys, monkeypatch):
 
 # --- primers ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+@pytest.mark.parametrize("mode", ["online", pytest.param("scratch", marks=pytest.mark.slow), "fast"])
 def test_prime_names_a_text_that_both_sides_have(mode, capsys):
     Path("like it").write_bytes(LICENSE[:800])
     coder("compress", "text", "--mode", mode, "-o", "alone")

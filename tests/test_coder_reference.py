@@ -34,8 +34,10 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("models", [[TINY], [ODD], [TINY, replace(TINY, n_embd=24, activation="relu")]])
-@pytest.mark.parametrize("size, block_bits", [(1, 18), (40, 18), (2049, 18), (1040, 10)])     # one stream; two; two blocks
+@pytest.mark.parametrize("size, block_bits", [(1, 18), (40, 18), *(pytest.param(*case, marks=pytest.mark.slow)
+                                                                           for case in ((2049, 18), (1040, 10)))])
 def test_it_decodes_what_the_compressor_wrote(models, size, block_bits, tmp_path):
+    """One stream, two, and two blocks."""
     path = model_file(tmp_path, *(taught(config) for config in models))
     data = (LICENSE + LICENSE)[30:][:size]
     file = compress(data, "static", load(path)[0], block_bits=block_bits)

@@ -25,7 +25,8 @@ from tests.golden_coder import TINY, taught
 
 HEADER = 64                     # bytes before the table of blocks
 TEXT = 3 * LICENSE              # four blocks of 2^10 bytes, the last one shorter
-modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
+SCRATCH = pytest.param("scratch", marks=pytest.mark.slow)       # hundreds of training steps, even on a few kilobytes
+modes = pytest.mark.parametrize("mode", ["static", "online", SCRATCH, "fast"])
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +307,7 @@ def test_progress_reaches_the_end(mode):
 
 # --- the primer -------------------------------------------------------------------------------------------------------
 
-mixing_modes = pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+mixing_modes = pytest.mark.parametrize("mode", ["online", SCRATCH, "fast"])
 
 
 @mixing_modes
@@ -357,7 +358,7 @@ def test_the_model_is_asked_for_once_and_by_its_name():
     assert asked == [short_fingerprint(taught())]
 
 
-@pytest.mark.parametrize("mode", ["scratch", "fast"])
+@pytest.mark.parametrize("mode", [SCRATCH, "fast"])
 def test_scratch_and_fast_ask_for_no_model(mode):
     assert decompress(shrink(LICENSE, mode), find_model=None) == LICENSE
 
@@ -420,13 +421,13 @@ def test_static_blocks_are_salvaged_one_by_one(block):
     assert missing == [(start, stop)] and data == TEXT[:start] + TEXT[stop:]
 
 
-@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+@pytest.mark.parametrize("mode", ["online", SCRATCH, "fast"])
 def test_a_learning_model_is_lost_from_the_first_damaged_block_on(mode):
     data, missing = salvage(damaged(shrink(TEXT, mode), 1), lambda fingerprint: taught())
     assert missing == [(1024, 2048), (2048, 3072), (3072, len(TEXT))] and data == TEXT[:1024]
 
 
-@pytest.mark.parametrize("mode", ["online", "scratch", "fast"])
+@pytest.mark.parametrize("mode", ["online", SCRATCH, "fast"])
 def test_after_a_damaged_block_a_learning_model_is_not_even_asked(mode, monkeypatch):
     """It has not learned what it should have, and would decode to something else."""
     file = damaged(shrink(TEXT, mode), 1)

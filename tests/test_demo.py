@@ -489,6 +489,7 @@ def test_a_model_that_was_trained_in_this_folder_is_not_taken_unless_it_is_named
     assert trained_on == compress_demo.hashlib.sha256(TEXT).hexdigest()
 
 
+@pytest.mark.slow
 def test_any_file_will_do(trained):
     (trained / "binary").write_bytes(ODD * 4 + compress_demo.noise(300))
     said = demo(trained, "binary", "--html", trained / "binary.html", "--model", "run/model.safetensors")

@@ -285,6 +285,7 @@ def test_two_threads_compute_the_bits_of_one(name):
     assert fingerprints(name, 2) == fingerprints(name, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["2", "3", "4"])
 @pytest.mark.parametrize("name", float64.CONFIGS)
 def test_another_process_with_more_threads_computes_the_same_bits(fingerprints_elsewhere, name, threads):

@@ -124,6 +124,7 @@ _tile = _make_tile(ROWS, WIDTH)
 _narrow_tile = _make_tile(ROWS, LANES)       # with AVX2 the same function as _tile, by way of the cache (see `named`)
 _low_tile = _make_tile(LOW, BROAD)
 _row_tile = _make_tile(1, BROAD)
+_short_tile = _make_tile(1, WIDTH)
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
     (N, depth), M, out_row = a.shape, out.shape[1], out.strides[0]
     packs = a.strides[1] != FLOAT and N >= ROWS and M > REUSE
     block = np.empty(min(N + ROWS, HEIGHT) * depth if packs else 0, np.float32)
-    edge = np.empty(ROWS * BROAD, np.float32)               # takes the outputs of a tile that extends past the last column
+    edge = np.empty(ROWS * BROAD if M % WIDTH else 0, np.float32)       # takes the outputs of a tile that extends past the last column
     for i0 in range(0, N, HEIGHT):
         height = min(HEIGHT, N - i0)
         whole = height // ROWS * ROWS
@@ -268,20 +269,22 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
                         _narrow_tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
                     _store_edge(out, i0 + i, ROWS, j, edge)
         for j in range(0, M if whole < height else 0, BROAD):
-            right = _after(b, j // WIDTH * b_panel)
+            right, columns = _after(b, j // WIDTH * b_panel), min(BROAD, M - j)
             i = whole
             while i < height:
-                rows = LOW if i + LOW <= height else 1
+                rows = LOW if i + LOW <= height and columns > WIDTH else 1
                 left = _after(origin, whole * tile_row + (i - whole) * a_row)
                 target, target_row = address_of(out, (i0 + i) * out_row + j * FLOAT), out_row
-                if M - j < BROAD:
+                if columns % WIDTH:
                     _load_edge(out, i0 + i, rows, j, edge, accumulate)
                     target, target_row = address_of(edge, 0), BROAD * FLOAT
                 if rows == LOW:
                     _low_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
-                else:
+                elif columns > WIDTH:
                     _row_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
-                if M - j < BROAD:
+                else:
+                    _short_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
+                if columns % WIDTH:
                     _store_edge(out, i0 + i, rows, j, edge)
                 i += rows
 
@@ -302,7 +305,7 @@ def _pack_and_multiply(a, b, out, accumulate):
 def product(a, b, out, accumulate):
     """out (N, M) = or += a (N, K) @ b (K, M), on one thread.  a and b have any strides; rows of out are contiguous."""
     N, M = out.shape
-    done = M // BROAD * BROAD if N <= 2 * ROWS and b.strides[1] == FLOAT else 0
+    done = M // WIDTH * WIDTH if N <= 2 * ROWS and b.strides[1] == FLOAT else 0
     if done:                                        # too few rows to pay for a copy of b
         _multiply(a, address_of(b, 0), b.strides[0], WIDTH * FLOAT, out[:, :done], accumulate)
     rest = M % WIDTH if M % WIDTH <= FEW_COLUMNS and N > 2 * ROWS else 0
