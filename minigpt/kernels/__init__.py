@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from .cache import announce_compilation, forget_stale_code
+from .cache import forget_stale_code
 
 forget_stale_code(Path(__file__).parent)
 forget_stale_code(Path(__file__).parents[1])
-announce_compilation()

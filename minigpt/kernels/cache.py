@@ -1,7 +1,6 @@
-"""Numba's cache of compiled code: invalidated where Numba does not notice that it is stale, and announced where it is filled."""
+"""Invalidates Numba's cache of compiled code where Numba itself does not notice that it is stale.  Does not import Numba."""
 
 import os
-import sys
 from pathlib import Path
 
 
@@ -20,24 +19,3 @@ def forget_stale_code(folder: str | os.PathLike, *used: str | os.PathLike) -> No
                 path.unlink()
         except OSError:
             pass        # already gone, or in a folder that we cannot write to: then Numba caches elsewhere
-
-
-def announce_compilation() -> None:
-    """While Numba compiles something, say so on a terminal: a first run takes half a minute longer than the others."""
-    from numba.core import event
-
-    class Announcement(event.Listener):
-        depth = count = 0
-
-        def on_start(self, compilation):
-            self.depth += 1
-            if self.depth == 1 and sys.stderr and sys.stderr.isatty():
-                self.count += 1
-                name = compilation.data["dispatcher"].py_func.__name__.strip("_")
-                print(f"\r\033[Kcompiling kernels (once): {self.count}, {name}", end="", file=sys.stderr, flush=True)
-
-        def on_end(self, compilation):
-            self.depth -= 1
-            if self.depth == 0 and sys.stderr and sys.stderr.isatty():
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
-    event.register("numba:compile", Announcement())

@@ -3,14 +3,17 @@
 Numba compiles a copy of each function into every kernel that calls it, and into a parallel kernel three times: the body of its
 loop, a wrapper around that, and the kernel itself.  For a short function this is right, since it can be inlined.  For a long
 one, such as the matrix product in attention, it takes time and gains nothing.
+
+Whatever is compiled is announced, since a first run takes half a minute longer than the others.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 
 from llvmlite import binding
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 
 
@@ -39,3 +42,23 @@ def linked(signature: types.Type) -> Callable:
         call.__signature__ = of_function.replace(parameters=[typing, *of_function.parameters.values()])
         return intrinsic(call)
     return decorate
+
+
+class _Announcement(event.Listener):
+    """On a terminal, shows which kernel Numba is compiling."""
+    depth = count = 0
+
+    def on_start(self, compilation):
+        self.depth += 1
+        if self.depth == 1 and sys.stderr and sys.stderr.isatty():
+            self.count += 1
+            name = compilation.data["dispatcher"].py_func.__name__.strip("_")
+            print(f"\r\033[Kcompiling kernels (once): {self.count}, {name}", end="", file=sys.stderr, flush=True)
+
+    def on_end(self, compilation):
+        self.depth -= 1
+        if self.depth == 0 and sys.stderr and sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+event.register("numba:compile", _Announcement())
