@@ -366,6 +366,13 @@ def test_matmul_refuses_what_it_would_read_or_write_out_of_bounds(a, b, out):
     assert same_bits(out.copy(), before)
 
 
+@pytest.mark.parametrize("a, b, out", [MISMATCHED[name] for name in ("inner", "rows of out", "one dimension", "float64", "float64 out",
+                                                                    "transposed out", "every other column of out")])
+def test_matmul_packed_refuses_what_it_would_read_or_write_out_of_bounds(a, b, out):
+    with pytest.raises(ValueError, match="^matmul_packed takes .* but got"):
+        matmul_packed(a, pack(b), out)
+
+
 @pytest.mark.parametrize("N, K, M", ((3, 0, 40), (0, 5, 40), (3, 5, 0), (0, 0, 0)))
 def test_an_empty_product_is_zero_and_adds_nothing(N, K, M):
     a, b, start = random(N, K), random(K, M), random(N, M)

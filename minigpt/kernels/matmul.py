@@ -399,6 +399,15 @@ def pack(b: np.ndarray) -> np.ndarray:
 
 
 def matmul_packed(a: np.ndarray, panels: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out (N, M) = a (N, K) @ b (K, M), given the panels of b from `pack`.  Returns out."""
+    """out (N, M) = a (N, K) @ b (K, M), given the panels of b from `pack`.  Returns out.
+
+    ValueError where they are not float32 arrays whose shapes match, or where a row of out is not contiguous.
+    """
+    if not a.dtype == panels.dtype == out.dtype == np.float32:
+        raise ValueError(f"matmul_packed takes float32, but got {a.dtype} @ {panels.dtype} -> {out.dtype}")
+    if (a.ndim, panels.ndim, out.ndim) != (2, 3, 2) or a.shape != (len(out), panels.shape[1]) \
+            or len(panels) != panels_of(out.shape[1]) or out.size > len(out) and out.strides[1] != FLOAT:
+        raise ValueError(f"matmul_packed takes (N, K) @ the panels of (K, M) -> (N, M), but got {a.shape} @ {panels.shape} -> "
+                         f"{out.shape} with strides {out.strides}")
     _matmul_packed(a, panels, out, get_num_threads())
     return out
