@@ -10,9 +10,10 @@ share, for V = 256 less than 0.0001 bits a symbol.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minigpt.kernels.lanes import LANES, exp, lane_max, load_part, maximum, splat, store_part
+from minigpt.kernels.threads import parallel_for
 
 BITS = 22       # V * (2^BITS + 1) must not exceed the range coder's largest total, 2^32
 TWO_TO_THE_BITS = np.float32(2 ** BITS)
@@ -31,14 +32,13 @@ def to_frequencies(logits: np.ndarray) -> np.ndarray:
     return frequencies
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _to_frequencies(logits, frequencies):
-    for i in prange(logits.shape[0]):
-        _row(logits, i, frequencies)
+    parallel_for(len(logits), _row, logits, frequencies)
 
 
 @njit
-def _row(logits, i, frequencies):
+def _row(i, logits, frequencies):
     V = logits.shape[1]
     peaks = splat(MINUS_INFINITY)
     for c in range(0, V, LANES):

@@ -47,7 +47,7 @@ def pack(model: GPT | Ensemble, text_sha256: str | None = None, fineness: float 
     for name, parameter in model.parameters().items():
         data, step, largest = parameter.data, 0.0, 0
         if data.ndim == 2 and data.any():
-            step = float(np.sqrt(np.float32(sum_of_squares(data)) / np.float32(data.size)) / np.float32(fineness))
+            step = float(np.sqrt(np.float32(sum_of_squares(data.reshape(-1))) / np.float32(data.size)) / np.float32(fineness))
             integers.append(np.rint(data / np.float32(step)).astype(np.int64).reshape(-1))
             largest = int(np.abs(integers[-1]).max())
         else:

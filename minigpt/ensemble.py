@@ -6,10 +6,11 @@ Each member overfits in its own way to a text that is too short for it; the mean
 from collections.abc import Iterable
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .kernels.lanes import LANES, ONE, ZERO, load_part, log, maximum, splat, store_part
 from .kernels.softmax import softmax_row
+from .kernels.threads import parallel_for
 from .layers import Parameter
 from .model import GPT
 
@@ -72,20 +73,28 @@ def _log_of_sum(logits):
     return total
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _add_row(i, logits, total):
+    V = logits.shape[1]
+    _, whole = softmax_row(logits, i * V, V, V, ONE)
+    for c in range(0, V, LANES):
+        p = load_part(logits, i * V + c, V - c, ZERO) / splat(whole)
+        store_part(total, i * V + c, V - c, load_part(total, i * V + c, V - c, ZERO) + p)
+
+
+@njit(cache=True)
 def _add_probabilities(logits, total):
     """total (N, V) += softmax(logits (N, V)).  Overwrites logits."""
-    V = logits.shape[1]
-    for i in prange(len(logits)):
-        _, whole = softmax_row(logits, i * V, V, V, ONE)
-        for c in range(0, V, LANES):
-            p = load_part(logits, i * V + c, V - c, ZERO) / splat(whole)
-            store_part(total, i * V + c, V - c, load_part(total, i * V + c, V - c, ZERO) + p)
+    parallel_for(len(logits), _add_row, logits, total)
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _logarithm_of_lanes(i, x):
+    at = i * LANES
+    store_part(x, at, x.size - at, log(maximum(load_part(x, at, x.size - at, ONE), splat(SMALLEST_SUM))))
+
+
+@njit(cache=True)
 def _logarithm(x):
     """x = log(max(x, SMALLEST_SUM)), any shape."""
-    for i in prange((x.size + LANES - 1) // LANES):
-        at = i * LANES
-        store_part(x, at, x.size - at, log(maximum(load_part(x, at, x.size - at, ONE), splat(SMALLEST_SUM))))
+    parallel_for((x.size + LANES - 1) // LANES, _logarithm_of_lanes, x)

@@ -4,13 +4,12 @@ import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 from numba import njit
 from tqdm import tqdm
 
 from .kernels.lanes import LANES, exp, load, log, store
-from .kernels.runtime import check_arithmetic
+from .kernels.threads import check_arithmetic, get_num_threads
 from .verify import sha256
 
 INPUTS = 2 ** 20             # of a chunk: the inputs and results of one stay in the second-level cache
@@ -58,7 +57,7 @@ def largest_error(function, x: np.ndarray, found: np.ndarray, where: np.ndarray)
 def report() -> bool:
     """Examine all chunks and print what was found.  Returns whether both hashes are those expected."""
     start, digests, errors = time.perf_counter(), [hashlib.sha256(), hashlib.sha256()], [0.0, 0.0]
-    pool = ThreadPoolExecutor(numba.get_num_threads())
+    pool = ThreadPoolExecutor(get_num_threads())
     try:
         for found in tqdm(pool.map(examine, range(CHUNKS)), "exp and log", CHUNKS, leave=False, delay=2):
             for i in range(2):

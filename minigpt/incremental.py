@@ -8,7 +8,7 @@ import numpy as np
 
 from .kernels.decode import ACTIVATIONS, NetworkWeights, step_by_columns, step_by_rows
 from .kernels.matmul import pack
-from .kernels.runtime import threads_for
+from .kernels.threads import threads_for
 
 if TYPE_CHECKING:
     from .model import GPT

@@ -12,7 +12,7 @@ import numpy as np
 from .blocks import Block, Rotary
 from .config import GPTConfig
 from .incremental import Cache, decode_step
-from .kernels.runtime import threads_for
+from .kernels.threads import threads_for
 from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
 
 TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory

@@ -45,7 +45,7 @@ class Optimizer:
         """The Euclidean norm of all gradients together."""
         total = np.float32(0)
         for parameter in self.parameters.values():
-            total += np.float32(sum_of_squares(parameter.grad))
+            total += np.float32(sum_of_squares(parameter.grad.reshape(-1)))
         return float(np.sqrt(total))
 
     def step(self) -> float:

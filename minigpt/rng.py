@@ -8,7 +8,9 @@ for this use [Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"]
 import zlib
 
 import numpy as np
-from numba import njit, prange, uint32, uint64
+from numba import njit, uint32, uint64
+
+from .kernels.threads import parallel_for
 
 ROUNDS = 10
 _WORD = uint64(0xFFFFFFFF)
@@ -25,12 +27,15 @@ def philox(c0, c1, c2, c3, k0, k1):
     return uint32(c0), uint32(c1), uint32(c2), uint32(c3)
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _fill_block(block, words, seed, purpose, step):
+    a, b, c, d = philox(block, step & _WORD, step >> uint64(32), purpose, seed & _WORD, seed >> uint64(32))
+    words[block, 0], words[block, 1], words[block, 2], words[block, 3] = a, b, c, d
+
+
+@njit(cache=True)
 def _fill(words, seed, purpose, step):
-    k0, k1 = seed & _WORD, seed >> uint64(32)
-    for block in prange(words.shape[0]):
-        a, b, c, d = philox(block, step & _WORD, step >> uint64(32), purpose, k0, k1)
-        words[block, 0], words[block, 1], words[block, 2], words[block, 3] = a, b, c, d
+    parallel_for(len(words), _fill_block, words, seed, purpose, step)
 
 
 def words(seed: int, purpose: str, step: int, count: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from .kernels import activations, attention, elementwise, norms, rotary, softmax
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
 from .kernels.muon import orthogonalise
-from .kernels.runtime import check_arithmetic
+from .kernels.threads import check_arithmetic, get_num_threads
 from .layers import Draw
 from .model import GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
@@ -239,7 +239,7 @@ def models():
 
 def results() -> Iterator[tuple[str, str]]:
     """(name, hash) of everything, in the order of EXPECTED.  FloatingPointError where this process cannot compute it."""
-    check_arithmetic(numba.get_num_threads())
+    check_arithmetic(get_num_threads())
     yield "random integers", sha256(rng.words(7, "verify", 2 ** 33, 999))
     yield from lanes()
     yield from kernels()
@@ -250,7 +250,6 @@ def results() -> Iterator[tuple[str, str]]:
 
 def machine() -> list[tuple[str, str]]:
     """[(what, which)] of all that might make a difference, and must not."""
-    layer = numba.threading_layer() if numba.get_num_threads() > 1 else "none"
     target, cpu, features = cpu_target.target_context.codegen().magic_tuple()
     sets = [name for name in ("sse2", "sse4.2", "avx", "fma", "avx2", "avx512f", "neon", "sve") if f"+{name}" in features]
     return [("machine", f"{platform.machine()}, {platform.system()}"),
@@ -258,7 +257,7 @@ def machine() -> list[tuple[str, str]]:
             ("compiled for", f"{cpu} ({' '.join(sets) or target})"),
             ("versions", f"Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}, "
                          f"LLVM {'.'.join(map(str, binding.llvm_version_info))}"),
-            ("threads", f"{numba.get_num_threads()} (layer: {layer})")]
+            ("threads", str(get_num_threads()))]
 
 
 def _processor():

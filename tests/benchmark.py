@@ -359,11 +359,8 @@ class Torch(NumPy):
 
 # --- their processes --------------------------------------------------------------------------------------------------
 
-def begin(side, passive):
+def begin(side):
     global SIDE, CALLS
-    os.environ.pop("OMP_WAIT_POLICY", None)         # set by the package of the tests; here each library waits as it likes
-    if passive:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
     SIDE, CALLS = side(), []
 
 
@@ -411,7 +408,7 @@ class Benchmark:
 
     def worker(self, side):
         spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, spawn, begin, (side, self.options.passive))
+        return ProcessPoolExecutor(1, spawn, begin, (side,))
 
     def measure(self, count, *workers, seconds=None):
         """Seconds (count, rounds) of each worker, and the FLOP/s of the large product beside them."""
@@ -640,7 +637,6 @@ def main():
     parser.add_argument("--text", metavar="FILE", help="what the coder encodes (default: made-up words)")
     parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
     parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
-    parser.add_argument("--passive", action="store_true", help="waiting threads sleep at once: for trials on a busy machine")
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")

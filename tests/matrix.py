@@ -1,6 +1,6 @@
 """Computes the published hashes in many environments, and says where they are the same.  Prints Markdown tables.
 
-    python tests/matrix.py                                 # ours: processors to compile for, threads, threading layers
+    python tests/matrix.py                                 # ours: processors to compile for, threads
     python tests/matrix.py --others                        # the same question to NumPy's and PyTorch's own arithmetic
     python tests/matrix.py --python PATH ...               # and a row for each of these: other versions, or an emulator
     python tests/matrix.py --brief --python PATH ...       # only the first row and these
@@ -8,8 +8,7 @@
 Each row is a process of its own.  The first row compiles, and so does each with another processor or interpreter, which
 takes minutes; --cache FOLDER keeps what was compiled.  The exit code is 1 if a row of ours differs.
 
-A PATH is whatever runs Python with NumPy, Numba and what else setup.cfg asks for.  The threading layer tbb needs
-`pip install tbb`, and the folder with libtbb.so.12 in LD_LIBRARY_PATH.
+A PATH is whatever runs Python with NumPy, Numba and what else setup.cfg asks for.
 """
 
 import argparse
@@ -37,7 +36,7 @@ class NotRun(Exception):
 def child(python, arguments, environment, timeout):
     """Runs Python with these switches and no others.  Returns (the JSON object that it printed, its exit code)."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(SWITCHES)}
-    environment = {**inherited, "OMP_WAIT_POLICY": "passive", **environment}        # passive: threads that wait, sleep
+    environment = {**inherited, **environment}
     try:
         run = subprocess.run([python, *arguments], cwd=ROOT, env=environment, timeout=timeout,
                              capture_output=True, text=True)
@@ -63,26 +62,26 @@ def describe():
     """What this process compiles for, and with which versions."""
     import numba
     import numpy
+
+    from minigpt.kernels.threads import get_num_threads
     from llvmlite import binding
     from numba.core.registry import cpu_target
     _, processor, features = cpu_target.target_context.codegen().magic_tuple()
     widest = [name for name in ("avx512f", "avx2", "sse4.2", "neon") if f"+{name}," in features + ","][:1]
     umath = (numpy._core if hasattr(numpy, "_core") else numpy.core)._multiarray_umath
-    return {"processor": ", ".join([f"{platform.machine()} {processor}", *widest]), "threads": numba.get_num_threads(),
-            "layer": numba.threading_layer(), "python": platform.python_version(), "numpy": numpy.__version__,
+    return {"processor": ", ".join([f"{platform.machine()} {processor}", *widest]), "threads": get_num_threads(), "python": platform.python_version(), "numpy": numpy.__version__,
             "numba": numba.__version__, "numpy's sets": umath.__cpu_dispatch__,
             "machine's sets": [name for name, there in binding.get_host_cpu_features().items() if there]}
 
 
 def our_environments(pythons, brief):
-    """(interpreter, threads, layer or "", processor or "") of each row; the first is what the others are held against."""
-    yield sys.executable, 1, "", ""
+    """(interpreter, threads, processor or "") of each row; the first is what the others are held against."""
+    yield sys.executable, 1, ""
     if not brief:
-        yield from ((sys.executable, threads, "", "") for threads in (2, 3))
-        yield from ((sys.executable, 3, layer, "") for layer in ("omp", "tbb", "workqueue"))
+        yield from ((sys.executable, threads, "") for threads in (2, 3, 8))
         if platform.machine() in ("x86_64", "AMD64"):
-            yield from ((sys.executable, 1, "", processor) for processor in PROCESSORS)
-    yield from ((python, 1, "", "") for python in pythons)
+            yield from ((sys.executable, 1, processor) for processor in PROCESSORS)
+    yield from ((python, 1, "") for python in pythons)
 
 
 def forget_stale_code(folder):
@@ -98,14 +97,12 @@ def ours(pythons, brief, cache, timeout):
     forget_stale_code(cache)
     sets = child(sys.executable, [__file__, "--child", "describe"], {}, timeout)[0]["machine's sets"]
     first, rows, good = None, 0, True
-    print_head("compiled for", "threads", "layer", "Python", "NumPy", "Numba", "seconds", "SHA-256 of all", "the same?")
-    for python, threads, layer, processor in our_environments(pythons, brief):
-        about = {"processor": processor or "this machine", "threads": threads, "layer": layer,
+    print_head("compiled for", "threads", "Python", "NumPy", "Numba", "seconds", "SHA-256 of all", "the same?")
+    for python, threads, processor in our_environments(pythons, brief):
+        about = {"processor": processor or "this machine", "threads": threads,
                  "python": Path(python).name, "numpy": "", "numba": ""}
         folder = Path(cache) / re.sub(r"\W+", "-", f"{python} {processor}").strip("-")
         environment = {"NUMBA_NUM_THREADS": str(threads), "NUMBA_CACHE_DIR": str(folder)}
-        if layer:
-            environment["NUMBA_THREADING_LAYER"] = layer
         if processor:
             environment |= {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
         seconds, whole, found, codes = "", "", {}, []
@@ -119,7 +116,7 @@ def ours(pythons, brief, cache, timeout):
                 found |= hashes
                 codes.append(code)
         except NotRun as reason:
-            verdict = "not run: " + (f"no {layer} here" if layer and not about["numpy"] else str(reason))
+            verdict = f"not run: {reason}"
             good = good and not about["numpy"] and python not in pythons      # to be left out is no failure, to break off is
         else:
             first, rows = first or found, rows + 1
@@ -128,7 +125,7 @@ def ours(pythons, brief, cache, timeout):
             whole = f"`{hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]}`"
             verdict = f"**no: {differing[0]}**" if differing else "**not as expected**" if any(codes) else "yes"
             good = good and verdict == "yes"
-        columns = ("processor", "threads", "layer", "python", "numpy", "numba")
+        columns = ("processor", "threads", "python", "numpy", "numba")
         print_row(*(about[column] for column in columns), seconds, whole, verdict)
     print(f"\n{rows} environments, {len(first or {})} hashes each.  The seconds include compiling, where a row has to.")
     return good

@@ -265,8 +265,8 @@ def test_blocks_are_independent_only_if_nothing_learns(mode):
 
 THREADS = """
 import sys
-import numba
 from coder import codec, predictor
+from minigpt.kernels.threads import set_num_threads
 from minigpt.model import GPT, GPTConfig
 from coder.verify import TEXT
 
@@ -276,9 +276,9 @@ for mode in "static", "online":
     def make():
         return predictor.make_predictor(mode, len(TEXT), model)
     for threads in (1, 2):
-        numba.set_num_threads(threads)
+        set_num_threads(threads)
         codes.append(codec.encode_block(make(), TEXT))
-    numba.set_num_threads(2)
+    set_num_threads(2)
     assert codes[-1] == codes[-2], "encoded with 1 and with 2 threads"
     assert codec.decode_block(make(), codes[-2], len(TEXT)) == TEXT, "decoded with 2 threads"
 """

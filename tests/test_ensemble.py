@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from numba import get_num_threads, set_num_threads
 
 from coder import __main__ as command_line
 from coder import models, packed
@@ -15,6 +14,7 @@ from coder.models import short_fingerprint
 from coder.predictor import ONLINE_LEARNING, Learner, online
 from minigpt.checkpoint import fingerprint, save_checkpoint
 from minigpt.ensemble import Ensemble, combine
+from minigpt.kernels.threads import get_num_threads, set_num_threads
 from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 from tests.test_model import allocated

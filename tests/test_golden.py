@@ -135,7 +135,7 @@ def test_every_nan_hashes_alike_and_zeros_do_not():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_that_changes_results_is_refused(mode):
     code = SET_MODE + f"""
-from minigpt.kernels.runtime import threads_for
+from minigpt.kernels.threads import threads_for
 with threads_for(1): pass
 set_mode({MODES[mode]})
 try:
@@ -152,12 +152,9 @@ with threads_for(1): pass
 @needs_glibc
 def test_such_a_mode_in_a_thread_that_computes_for_this_one_is_refused():
     code = SET_MODE + f"""
-import numpy as np
-from minigpt.kernels.runtime import threads_for
-from minigpt.kernels.matmul import matmul
-x = np.ones((64, 64), np.float32)
+from minigpt.kernels.threads import _begin, threads_for
 set_mode({MODES["flush results to zero"]})
-matmul(x, x, x.copy())                          # starts the other threads, which inherit the mode
+_begin()                                        # starts other workers, which inherit the mode
 set_mode({MODES["flush results to zero"]})
 with threads_for(1): print("alone: fine")
 with threads_for(2 ** 40): pass

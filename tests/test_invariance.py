@@ -11,13 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
 import minigpt.model
 from minigpt.kernels.decode import step_by_columns
 from minigpt.kernels.matmul import matmul
+from minigpt.kernels.threads import MOST_THREADS, get_num_threads, set_num_threads
 from minigpt.layers import Draw
 from minigpt.optimizer import Optimizer, OptimizerConfig
 from tests import float64
@@ -252,8 +252,8 @@ def digest(arrays):
 @functools.cache
 def fingerprints(name, threads):
     """SHA-256 of all that the model computes on that many threads."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
+    before = get_num_threads()
+    set_num_threads(threads)
     try:
         model = float64.make_model(make_config(name))
         ids = float64.make_ids(model.config, B, T)
@@ -263,7 +263,7 @@ def fingerprints(name, threads):
                 "gradients": digest(gradients(model).values()),
                 "trained weights": digest(train(model).values())}
     finally:
-        numba.set_num_threads(before)
+        set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def fingerprints_elsewhere():
     program = ("import json; from tests import float64; from tests.test_invariance import fingerprints\n"
                "print(json.dumps({threads: {name: fingerprints(name, threads) for name in float64.CONFIGS}\n"
                "                  for threads in (2, 3, 4)}))")
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, cwd=Path(__file__).parents[1], check=True,
                          stdout=subprocess.PIPE)
     return json.loads(run.stdout)
@@ -280,7 +280,7 @@ def fingerprints_elsewhere():
 
 @pytest.mark.parametrize("name", float64.CONFIGS)
 def test_two_threads_compute_the_bits_of_one(name):
-    if numba.config.NUMBA_NUM_THREADS < 2:
+    if MOST_THREADS < 2:
         pytest.skip("this process has one thread")
     assert fingerprints(name, 2) == fingerprints(name, 1)
 

@@ -7,7 +7,6 @@ The bits are the same everywhere, so are the errors, and each tolerance is two o
 import operator
 from fractions import Fraction
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -19,6 +18,7 @@ from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_pa
                                    where_positive)
 from minigpt.kernels.matmul import BROAD, COLUMNS, DEPTH, HEIGHT, LOW, ROWS, WIDTH, matmul, matmul_packed, pack
 from minigpt.exact import rotary_tables
+from minigpt.kernels.threads import MOST_THREADS, get_num_threads, set_num_threads
 
 ROUNDING = 2.0 ** -24            # the largest relative error of one operation in binary32
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -393,15 +393,15 @@ def test_a_row_of_a_product_has_the_same_bits_alone(shape):
 @pytest.mark.parametrize("threads", (2, 3, 5))
 def test_matmul_has_the_same_bits_however_it_is_shared_out(N, K, M, threads):
     a, b = random(N, K), random(K, M, seed=1)
-    shared, before = empty(a, b), numba.get_num_threads()
+    shared, before = empty(a, b), get_num_threads()
     matmul_module._matmul(a, b, shared, False, threads)
     try:
-        numba.set_num_threads(1)
+        set_num_threads(1)
         assert same_bits(matmul(a, b, empty(a, b)), shared)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        set_num_threads(min(threads, MOST_THREADS))
         assert same_bits(matmul(a, b, empty(a, b)), shared)
     finally:
-        numba.set_num_threads(before)
+        set_num_threads(before)
 
 
 # --- norms ------------------------------------------------------------------------------------------------------------

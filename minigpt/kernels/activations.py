@@ -1,20 +1,18 @@
 """ReLU, its square, and GELU, forward and backward, each in one pass over memory.
 
-x, y, dy, dx are contiguous arrays of one shape; y may be x, and dx may be dy.  (No kernel makes a view of its arguments:
-Numba's parallel pass loses track of a view that is unpacked from a tuple and removes writes to it as dead code.)
+x, y, dy, dx are contiguous arrays of one shape; y may be x, and dx may be dy.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .lanes import LANES, ONE, ZERO, exp, fma, load_part, maximum, splat, store_part, where_positive
-
-PER_TASK = 4096       # elements of one iteration of a parallel loop
+from .threads import parallel_for
 
 
 @njit
-def _tasks(x):
-    return (x.size + PER_TASK - 1) // PER_TASK
+def _vectors(x):
+    return (x.size + LANES - 1) // LANES
 
 
 # --- ReLU, and its square ---------------------------------------------------------------------------------------------
@@ -24,21 +22,29 @@ def relu(lanes):
     return maximum(lanes, splat(ZERO))
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _relu_forward(vector, x, y):
+    i = vector * LANES
+    store_part(y, i, x.size - i, relu(load_part(x, i, x.size - i, ZERO)))
+
+
+@njit(cache=True)
 def relu_forward(x, y):
     """y = max(x, 0)"""
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            store_part(y, i, x.size - i, relu(load_part(x, i, x.size - i, ZERO)))
+    parallel_for(_vectors(x), _relu_forward, x, y)
 
 
 # dx = dy where x > 0, else 0
-@njit(parallel=True, cache=True)
+@njit
+def _relu_backward(vector, dy, x, dx):
+    i = vector * LANES
+    n = x.size - i
+    store_part(dx, i, n, where_positive(load_part(x, i, n, ZERO), load_part(dy, i, n, ZERO), splat(ZERO)))
+
+
+@njit(cache=True)
 def relu_backward(dy, x, dx):
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            n = x.size - i
-            store_part(dx, i, n, where_positive(load_part(x, i, n, ZERO), load_part(dy, i, n, ZERO), splat(ZERO)))
+    parallel_for(_vectors(x), _relu_backward, dy, x, dx)
 
 
 @njit
@@ -46,22 +52,30 @@ def squared_relu(lanes):
     return relu(lanes) * relu(lanes)
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _squared_relu_forward(vector, x, y):
+    i = vector * LANES
+    store_part(y, i, x.size - i, squared_relu(load_part(x, i, x.size - i, ZERO)))
+
+
+@njit(cache=True)
 def squared_relu_forward(x, y):
     """y = max(x, 0)^2  [So et al. 2021]"""
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            store_part(y, i, x.size - i, squared_relu(load_part(x, i, x.size - i, ZERO)))
+    parallel_for(_vectors(x), _squared_relu_forward, x, y)
 
 
 # dx = 2 * max(x, 0) * dy
-@njit(parallel=True, cache=True)
+@njit
+def _squared_relu_backward(vector, dy, x, dx):
+    i = vector * LANES
+    n = x.size - i
+    positive = relu(load_part(x, i, n, ZERO))
+    store_part(dx, i, n, (positive + positive) * load_part(dy, i, n, ZERO))
+
+
+@njit(cache=True)
 def squared_relu_backward(dy, x, dx):
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            n = x.size - i
-            positive = relu(load_part(x, i, n, ZERO))
-            store_part(dx, i, n, (positive + positive) * load_part(dy, i, n, ZERO))
+    parallel_for(_vectors(x), _squared_relu_backward, dy, x, dx)
 
 
 # --- GELU -------------------------------------------------------------------------------------------------------------
@@ -83,26 +97,34 @@ def gelu(lanes):
     return lanes * _gate(lanes)
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _gelu_forward(vector, x, y):
+    i = vector * LANES
+    store_part(y, i, x.size - i, gelu(load_part(x, i, x.size - i, ZERO)))
+
+
+@njit(cache=True)
 def gelu_forward(x, y):
     """y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))  [Hendrycks and Gimpel 2016]"""
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            store_part(y, i, x.size - i, gelu(load_part(x, i, x.size - i, ZERO)))
+    parallel_for(_vectors(x), _gelu_forward, x, y)
 
 
 # dg/du = 2 g (1 - g)  and  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2):  dx = dy * (g + x * dg/du * du/dx)
-@njit(parallel=True, cache=True)
+@njit
+def _gelu_backward(vector, dy, x, dx):
+    i = vector * LANES
+    n = x.size - i
+    lanes = load_part(x, i, n, ZERO)
+    gate = _gate(lanes)
+    slope = fma(lanes * lanes, splat(np.float32(3) * CUBIC), splat(ONE)) * splat(-MINUS_2_ROOT)
+    store_part(dx, i, n, load_part(dy, i, n, ZERO) * fma(lanes * gate * (splat(ONE) - gate), slope, gate))
+
+
+@njit(cache=True)
 def gelu_backward(dy, x, dx):
     """Write dx, for |x| < 1e12.
 
     Beyond, where the derivative is 0 or 1 to the last bit, the result is wrong: for x < -1e12 the slope grows faster than the
     gate closes (it stays at 1 / (1 + e^88)), and from |x| = 1.8e19 on, where x^2 overflows, it is infinite or NaN.
     """
-    for task in prange(_tasks(x)):
-        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
-            n = x.size - i
-            lanes = load_part(x, i, n, ZERO)
-            gate = _gate(lanes)
-            slope = fma(lanes * lanes, splat(np.float32(3) * CUBIC), splat(ONE)) * splat(-MINUS_2_ROOT)
-            store_part(dx, i, n, load_part(dy, i, n, ZERO) * fma(lanes * gate * (splat(ONE) - gate), slope, gate))
+    parallel_for(_vectors(x), _gelu_backward, dy, x, dx)

@@ -7,12 +7,13 @@ the end makes every zero positive.)
 """
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 
 from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store, store_part
 from .linking import linked
 from .matmul import MATRIX, WIDTH, pack_columns, panels_of, product, product_packed
 from .softmax import softmax_row
+from .threads import parallel_for
 
 QUERY_ROWS = 24       # a multiple of the tile heights, 8 and 6
 ROW = types.Array(types.float32, 1, "C")
@@ -72,18 +73,20 @@ def _attend(q, k, v, scale, out, peak, total):
             _divide_row(out, i + r, total[i + r])
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _attend_head(pair, q, k, v, heads, T, scale, out, peak, total):
+    s, h, D = pair // heads, pair % heads, q.shape[1] // heads
+    _attend(_head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D), scale, _head(out, s, h, T, D), peak[pair], total[pair])
+
+
+@njit(cache=True)
 def attention_forward(q, k, v, heads, T, scale, out, peak, total):
     """out = softmax(scale * q @ k.T, each row over its own and earlier positions) @ v, for each head of each sequence.
 
     q, k, v, out (B * T, H * D), with H = heads.  Saved for the backward pass: peak and total (B * H, T), each row's largest
     score and its sum of e^(score - peak).
     """
-    D = q.shape[1] // heads
-    for pair in prange(q.shape[0] // T * heads):
-        s, h = pair // heads, pair % heads
-        _attend(_head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D), scale, _head(out, s, h, T, D),
-                peak[pair], total[pair])
+    parallel_for(len(q) // T * heads, _attend_head, q, k, v, heads, T, scale, out, peak, total)
 
 
 # With P = softmax(S), S = scale * q k^T and out = P v:
@@ -115,15 +118,18 @@ def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
         product(P[:rows, :seen].T, dout[i:seen], dv[:seen], True)
 
 
-@njit(parallel=True, cache=True)
+@njit
+def _attend_head_backward(pair, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
+    s, h, D = pair // heads, pair % heads, q.shape[1] // heads
+    _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D),
+                     _head(out, s, h, T, D), peak[pair], total[pair], scale,
+                     _head(dq, s, h, T, D), _head(dk, s, h, T, D), _head(dv, s, h, T, D))
+
+
+@njit(cache=True)
 def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
     """Write dq, dk and dv (B * T, H * D) from dout (B * T, H * D) and what attention_forward read and wrote."""
-    D = q.shape[1] // heads
-    for pair in prange(q.shape[0] // T * heads):
-        s, h = pair // heads, pair % heads
-        _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D),
-                         _head(out, s, h, T, D), peak[pair], total[pair], scale,
-                         _head(dq, s, h, T, D), _head(dk, s, h, T, D), _head(dv, s, h, T, D))
+    parallel_for(len(q) // T * heads, _attend_head_backward, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv)
 
 
 @njit(cache=True)

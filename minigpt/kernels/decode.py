@@ -14,7 +14,7 @@ Every output is computed by the same functions as in the kernels for whole windo
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .activations import gelu, relu, squared_relu
 from .attention import attend_one
@@ -22,6 +22,7 @@ from .lanes import LANES, ZERO, load_part, store_part
 from .matmul import BROAD, WIDTH, product_packed
 from .norms import layer_norm_row, rms_norm_row
 from .rotary import rotate_row
+from .threads import parallel_for
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
 RELU, GELU, _ = ACTIVATIONS.values()
@@ -32,7 +33,7 @@ class NetworkWeights(NamedTuple):
     """All that a decode step reads of a network, the weights of all blocks in one array each.
 
     Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  What a network lacks has length 0, not None,
-    so that one compilation serves all networks.  It is flat, since what Numba passes to a parallel loop may not contain tuples.
+    so that one compilation serves all networks.
     """
     tokens: np.ndarray                          # (V, C): the token embedding
     positions: np.ndarray                       # (block_size, C): learned positions
@@ -64,7 +65,8 @@ class NetworkWeights(NamedTuple):
     head: np.ndarray                            # packed (C, V)
 
 
-def _step(ids, weights, keys, values, position, threads, logits):
+@njit(cache=True)
+def step_by_columns(ids, weights, keys, values, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
     weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis, and receive
@@ -84,45 +86,33 @@ def _step(ids, weights, keys, values, position, threads, logits):
     hidden = np.empty((S, 4 * x.shape[1]), np.float32)
     for n in range(len(keys)):
         normed = _norm(x, attention_norm, n) if norm_first else x
-        for task in prange(threads):
-            _linear(normed, query, n, NO_ACTIVATION, task, threads, q)
-            _linear(normed, key, n, NO_ACTIVATION, task, threads, k)
-            _linear(normed, value, n, NO_ACTIVATION, task, threads, v)
-        for task in prange(threads):
-            for pair in range(task * S * H // threads, (task + 1) * S * H // threads):
-                _norm_and_rotate(q, pair, H, query_norm, rotary, position, n)
-                _norm_and_rotate(k, pair, H, key_norm, rotary, position, n)
-                attend_one(q, k, v, keys[n], values[n], pair // H, pair % H, position, scale, attended)
-        for task in prange(threads):
-            _linear(attended, projection, n, NO_ACTIVATION, task, threads, y)
+        parallel_for(threads, _linear_3, normed, query, key, value, n, threads, q, k, v)
+        parallel_for(S * H, _attend, q, k, v, H, query_norm, key_norm, rotary, n, keys, values, position, scale, attended)
+        parallel_for(threads, _linear, attended, projection, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n)
         if not norm_first:
             x = normed
-        for task in prange(threads):
-            _linear(normed, expand, n, activation, task, threads, hidden)
-        for task in prange(threads):
-            _linear(hidden, contract, n, NO_ACTIVATION, task, threads, y)
+        parallel_for(threads, _linear, normed, expand, n, activation, threads, hidden)
+        parallel_for(threads, _linear, hidden, contract, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         if not norm_first:
             x = _norm(x, feed_forward_norm, n)
     normed = _norm(x, (w.last_norm, w.last_norm_bias), 0)
-    for task in prange(threads):
-        _columns(normed, head, task, threads, logits)
+    parallel_for(threads, _columns, normed, head, threads, logits)
 
 
-_step_alone = njit(_step)
-step_by_columns = njit(parallel={"fusion": False}, cache=True)(_step)       # each loop over tasks needs all of the one before
-
-
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def step_by_rows(ids, weights, keys, values, position, threads, logits):
-    """As `_step`."""
-    rows = (len(ids) + threads - 1) // threads
-    for task in prange(threads):
-        i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
-        if i < j:
-            _step_alone(ids[i:j], weights, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
+    """As `step_by_columns`, which is then left to one thread for each share of the rows."""
+    parallel_for(threads, _step_of_rows, ids, weights, keys, values, position, threads, logits)
+
+
+@njit
+def _step_of_rows(task, ids, weights, keys, values, position, threads, logits):
+    i, j = task * len(ids) // threads, (task + 1) * len(ids) // threads
+    if i < j:
+        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
 
 
 @njit
@@ -137,7 +127,7 @@ def _embed(ids, position, tokens, positions):
 
 
 @njit
-def _columns(x, panels, task, threads, y):
+def _columns(task, x, panels, threads, y):
     """The share of one of `threads` tasks in y = x @ a packed matrix; returns its first row, last + 1, first column, last + 1.
 
     The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
@@ -155,14 +145,29 @@ def _columns(x, panels, task, threads, y):
 
 
 @njit
-def _linear(x, layer, n, activation, task, threads, y):
+def _linear(task, x, layer, n, activation, threads, y):
     """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n."""
     weights, biases = layer
-    i, rows, j, columns = _columns(x, weights[n], task, threads, y)
+    i, rows, j, columns = _columns(task, x, weights[n], threads, y)
     for row in range(i, rows):
         _add_bias(y, row, j, columns, biases, n)
         if activation != NO_ACTIVATION:
             _activate(y, row, j, columns, activation)
+
+
+@njit
+def _linear_3(task, x, query, key, value, n, threads, q, k, v):
+    _linear(task, x, query, n, NO_ACTIVATION, threads, q)
+    _linear(task, x, key, n, NO_ACTIVATION, threads, k)
+    _linear(task, x, value, n, NO_ACTIVATION, threads, v)
+
+
+@njit
+def _attend(pair, q, k, v, heads, query_norm, key_norm, rotary, n, keys, values, position, scale, attended):
+    """Attention for one head of one row; pair = row * heads + head."""
+    _norm_and_rotate(q, pair, heads, query_norm, rotary, position, n)
+    _norm_and_rotate(k, pair, heads, key_norm, rotary, position, n)
+    attend_one(q, k, v, keys[n], values[n], pair // heads, pair % heads, position, scale, attended)
 
 
 @njit

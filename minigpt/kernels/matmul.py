@@ -25,13 +25,14 @@ from functools import cache
 
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .lanes import LANES, broadcast, fused, load, named, store
 from .linking import linked
+from .threads import get_num_threads, parallel_for
 
 _, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
 ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
@@ -222,18 +223,18 @@ def _pack_rows(a, block):
 # --- the loops around the tile ----------------------------------------------------------------------------------------
 
 @njit
-def _load_edge(out, i, rows, j, edge, accumulate):
+def _load_edge(out, edge, accumulate):
     if accumulate:
-        for r in range(rows):
-            for c in range(min(BROAD, out.shape[1] - j)):
-                edge[r * BROAD + c] = out[i + r, j + c]
+        for r in range(out.shape[0]):
+            for c in range(out.shape[1]):
+                edge[r * BROAD + c] = out[r, c]
 
 
 @njit
-def _store_edge(out, i, rows, j, edge):
-    for r in range(rows):
-        for c in range(min(BROAD, out.shape[1] - j)):
-            out[i + r, j + c] = edge[r * BROAD + c]
+def _store_edge(out, edge):
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[r, c] = edge[r * BROAD + c]
 
 
 @linked(types.void(MATRIX, _float, intp, intp, MATRIX, types.boolean))
@@ -261,13 +262,13 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
                 if columns == WIDTH:
                     _tile(left, a_row, a_step, right, b_step, b_panel, target, out_row, depth, accumulate)
                 else:
-                    _load_edge(out, i0 + i, ROWS, j, edge, accumulate)
+                    _load_edge(out[i0 + i:i0 + i + ROWS, j:], edge, accumulate)
                     target = address_of(edge, 0)
                     if columns > LANES:
                         _tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
                     else:
                         _narrow_tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
-                    _store_edge(out, i0 + i, ROWS, j, edge)
+                    _store_edge(out[i0 + i:i0 + i + ROWS, j:], edge)
         for j in range(0, M if whole < height else 0, BROAD):
             right, columns = _after(b, j // WIDTH * b_panel), min(BROAD, M - j)
             i = whole
@@ -276,7 +277,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
                 left = _after(origin, whole * tile_row + (i - whole) * a_row)
                 target, target_row = address_of(out, (i0 + i) * out_row + j * FLOAT), out_row
                 if columns % WIDTH:
-                    _load_edge(out, i0 + i, rows, j, edge, accumulate)
+                    _load_edge(out[i0 + i:i0 + i + rows, j:], edge, accumulate)
                     target, target_row = address_of(edge, 0), BROAD * FLOAT
                 if rows == LOW:
                     _low_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
@@ -285,7 +286,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
                 else:
                     _short_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
                 if columns % WIDTH:
-                    _store_edge(out, i0 + i, rows, j, edge)
+                    _store_edge(out[i0 + i:i0 + i + rows, j:], edge)
                 i += rows
 
 
@@ -316,7 +317,7 @@ def product(a, b, out, accumulate):
         for j in range(rest if accumulate else 0):
             for i in range(N):
                 transposed[j, i] = out[i, M - rest + j]
-        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed, accumulate)
+        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed[:, :N], accumulate)       # with strides of its own, as `out` above
         for j in range(rest):
             for i in range(N):
                 out[i, M - rest + j] = transposed[j, i]
@@ -348,32 +349,46 @@ def _part(count, parts, unit):
     return max(1, (count + parts * unit - 1) // (parts * unit)) * unit
 
 
-@njit(types.void(MATRIX, MATRIX, MATRIX, types.boolean, intp), parallel=True, cache=True)
+@njit
+def _multiply_part(part, a, b, out, accumulate, height, width):
+    across = (out.shape[1] + width - 1) // width
+    i, j = part // across * height, part % across * width
+    product(a[i:i + height, :], b[:, j:j + width], out[i:i + height, j:j + width], accumulate)
+
+
+@njit(types.void(MATRIX, MATRIX, MATRIX, types.boolean, intp), cache=True)
 def _matmul(a, b, out, accumulate, threads):
     N, M = out.shape
     height, width = part_of(N, M, threads)
-    across = (M + width - 1) // width
-    for task in prange((N + height - 1) // height * across):
-        i, j = task // across * height, task % across * width
-        product(a[i:i + height, :], b[:, j:j + width], out[i:i + height, j:j + width], accumulate)
+    parts = (N + height - 1) // height * ((M + width - 1) // width)
+    parallel_for(parts, _multiply_part, a, b, out, accumulate, height, width)
 
 
-@njit(types.void(MATRIX, PANELS, MATRIX, intp), parallel=True, cache=True)
+@njit
+def _multiply_packed_part(part, a, panels, out, height, width):
+    across = (out.shape[1] + width - 1) // width
+    i, j = part // across * height, part % across * width
+    product_packed(a[i:i + height, :], panels[j // WIDTH:, :, :], out[i:i + height, j:j + width], False)
+
+
+@njit(cache=True)
 def _matmul_packed(a, panels, out, threads):
     N, M = out.shape
     height, width = part_of(N, (M + WIDTH - 1) // WIDTH * WIDTH, threads)
     width = panels_of(width) * WIDTH
-    across = (M + width - 1) // width
-    for task in prange((N + height - 1) // height * across):
-        i, j = task // across * height, task % across * width
-        product_packed(a[i:i + height, :], panels[j // WIDTH:, :, :], out[i:i + height, j:j + width], False)
+    parts = (N + height - 1) // height * ((M + width - 1) // width)
+    parallel_for(parts, _multiply_packed_part, a, panels, out, height, width)
 
 
-@njit(types.void(MATRIX, PANELS, intp), parallel=True, cache=True)
+@njit
+def _pack_part(part, b, panels, width):
+    pack_columns(b[:, part * width:(part + 1) * width], panels[part * width // WIDTH:, :, :])
+
+
+@njit(cache=True)
 def _pack_all(b, panels, threads):
     width = _part(b.shape[1], threads, BROAD)
-    for task in prange((b.shape[1] + width - 1) // width):
-        pack_columns(b[:, task * width:(task + 1) * width], panels[task * width // WIDTH:, :, :])
+    parallel_for((b.shape[1] + width - 1) // width, _pack_part, b, panels, width)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = False) -> np.ndarray:

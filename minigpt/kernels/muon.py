@@ -1,10 +1,11 @@
 """Muon's orthogonalisation: a chain of small matrix products for each weight matrix, one thread per matrix."""
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .matmul import product
-from .sums import sum_in_chunks
+from .sums import sum_of_squares
+from .threads import parallel_for
 
 # X <- a X + b (X X^T) X + c (X X^T)^2 X acts on each singular value s as a s + b s^3 + c s^5, which from anywhere in
 # (0, 1] comes near 1 in five iterations.  [Newton-Schulz; coefficients of Jordan et al. 2024, "Muon"]
@@ -13,15 +14,15 @@ EPSILON = np.float32(1e-7)
 BLOCK_ROWS = 48       # a multiple of the tile heights, 8 and 6
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def orthogonalise(matrices):
     """Bring the singular values S of each U S V^T in matrices (n, rows, columns) near 1, in place."""
-    for i in prange(matrices.shape[0]):
-        _orthogonalise(matrices[i])
+    parallel_for(len(matrices), _orthogonalise, matrices)
 
 
 @njit
-def _orthogonalise(matrix):
+def _orthogonalise(n, matrices):
+    matrix = matrices[n]
     short, long = min(matrix.shape), max(matrix.shape)
     wide = matrix.shape[1] == long                          # else orthogonalise the transpose
     x, y = np.empty((short, long), np.float32), np.empty((short, long), np.float32)
@@ -29,7 +30,7 @@ def _orthogonalise(matrix):
     for i in range(short):
         for j in range(long):
             x[i, j] = matrix[i, j] if wide else matrix[j, i]
-    norm = np.sqrt(sum_in_chunks(x)) + EPSILON              # at least the largest singular value
+    norm = np.sqrt(sum_of_squares(x.reshape(-1))) + EPSILON              # at least the largest singular value
     for i in range(short):
         for j in range(long):
             x[i, j] /= norm

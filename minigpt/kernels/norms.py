@@ -5,24 +5,29 @@ threads nor on the other rows.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .lanes import LANES, ONE, ZERO, fma, lane_sum, load_part, splat, store_part
 from .sums import column_sum
+from .threads import parallel_for
 
 EPSILON = np.float32(1e-5)
 
 
 # --- layer norm -------------------------------------------------------------------------------------------------------
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def layer_norm_forward(x, gain, bias, y, mean, rstd):
     """Normalise each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), add bias (C,).  [Ba et al. 2016]
 
     Writes y (N, C) and, for the backward pass, mean (N,) and rstd (N,), the reciprocal of the standard deviation.
     """
-    for i in prange(x.shape[0]):
-        mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
+    parallel_for(len(x), _layer_norm_row, x, gain, bias, y, mean, rstd)
+
+
+@njit
+def _layer_norm_row(i, x, gain, bias, y, mean, rstd):
+    mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
 
 
 @njit
@@ -39,27 +44,28 @@ def layer_norm_row(x, i, gain, bias, y):
 
 # With n = (x - mean) * rstd and g = dy * gain; every x affects its whole row through mean and rstd:
 #   dx = rstd * (g - mean(g) - n * mean(g * n)),  dgain = sum over rows of dy * n,  dbias = sum over rows of dy
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
     """Write dx (N, C); add to dgain (C,) and dbias (C,).  dy, x (N, C); gain (C,); mean, rstd (N,)."""
-    N, C = x.shape
-    for i in prange(N):
-        _norm_row_backward(dy, x, i * C, C, gain, mean[i], rstd[i], True, dx)
-    for block in prange((C + LANES - 1) // LANES):
-        _gain_backward(dy, x, mean, rstd, block * LANES, dgain)
-        column_sum(dy, block * LANES, dbias)
+    parallel_for(len(x), _norm_row_backward, dy, x, gain, mean, rstd, True, dx)
+    parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
+    parallel_for((x.shape[1] + LANES - 1) // LANES, column_sum, dy, dbias)
 
 
 # --- RMS norm: the same without the mean --------------------------------------------------------------------------------
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def rms_norm_forward(x, gain, y, rstd):
     """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]
 
     Writes y (N, C) and, for the backward pass, rstd (N,), the reciprocal of the root mean square.
     """
-    for i in prange(x.shape[0]):
-        rstd[i] = rms_norm_row(x, i, gain, y)
+    parallel_for(len(x), _rms_norm_row, x, gain, y, rstd)
+
+
+@njit
+def _rms_norm_row(i, x, gain, y, rstd):
+    rstd[i] = rms_norm_row(x, i, gain, y)
 
 
 @njit
@@ -74,15 +80,12 @@ def rms_norm_row(x, i, gain, y):
 
 
 # n = x * rstd, g = dy * gain:  dx = rstd * (g - n * mean(g * n)),  dgain = sum over rows of dy * n
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
     """Write dx (N, C); add to dgain (C,).  dy, x (N, C); gain (C,); rstd (N,)."""
-    N, C = x.shape
-    mean = np.zeros(N, np.float32)
-    for i in prange(N):
-        _norm_row_backward(dy, x, i * C, C, gain, ZERO, rstd[i], False, dx)
-    for block in prange((C + LANES - 1) // LANES):
-        _gain_backward(dy, x, mean, rstd, block * LANES, dgain)
+    mean = np.zeros(len(x), np.float32)
+    parallel_for(len(x), _norm_row_backward, dy, x, gain, mean, rstd, False, dx)
+    parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
 
 
 @njit
@@ -104,8 +107,9 @@ def _mean_and_rstd(x, at, C):
 
 
 @njit
-def _norm_row_backward(dy, x, at, C, gain, mean, rstd, centred, dx):
-    m, r = splat(mean), splat(rstd)
+def _norm_row_backward(i, dy, x, gain, mean, rstd, centred, dx):
+    C = x.shape[1]
+    at, m, r = i * C, splat(mean[i]), splat(rstd[i])
     sum_g, sum_gn = splat(ZERO), splat(ZERO)
     for c in range(0, C, LANES):
         g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
@@ -121,8 +125,8 @@ def _norm_row_backward(dy, x, at, C, gain, mean, rstd, centred, dx):
 
 
 @njit
-def _gain_backward(dy, x, mean, rstd, c, dgain):
-    N, C = x.shape
+def _gain_backward(block, dy, x, mean, rstd, dgain):
+    (N, C), c = x.shape, block * LANES
     total = load_part(dgain, c, C - c, ZERO)
     for i in range(N):
         n = (load_part(x, i * C + c, C - c, ZERO) - splat(mean[i])) * splat(rstd[i])

@@ -1,19 +1,24 @@
 """Rotary position embedding: each pair of channels of a head is rotated by an angle of its row's position."""
 
-from numba import njit, prange
+from numba import njit
 
 from .lanes import LANES, ZERO, load_part, store_part
+from .threads import parallel_for
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def rotate(x, cosine, sine, T, heads, y):
     """Rotate each pair (x[d], x[d + D/2]) of every head by the angle of its row's position.  [Su et al. 2021]
 
     x, y (B * T, H * D); cosine and sine (positions, D / 2); row n is at position n mod T.  The transpose of a rotation is its
     inverse: for the backward pass, pass -sine.  y may be x.
     """
-    for n in prange(x.shape[0]):
-        rotate_row(x, n, cosine, sine, n % T, heads, y)
+    parallel_for(len(x), _rotate_row, x, cosine, sine, T, heads, y)
+
+
+@njit
+def _rotate_row(n, x, cosine, sine, T, heads, y):
+    rotate_row(x, n, cosine, sine, n % T, heads, y)
 
 
 @njit

@@ -1,9 +1,10 @@
 """Softmax of rows, and cross-entropy.  Each row is computed by one thread, and its sums add in lanes (see lanes.py)."""
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from .lanes import LANES, ONE, ZERO, exp, keep_first, lane_max, lane_sum, load_part, log, maximum, splat, store_part
+from .threads import parallel_for
 
 
 @njit(cache=True)
@@ -27,30 +28,33 @@ def softmax_row(x, at, count, width, scale):
 
 
 @njit
-def _cross_entropy_row(logits, i, target, probabilities):
+def _cross_entropy_row(i, logits, targets, probabilities, losses):
     V = logits.shape[1]
     for c in range(V):
         probabilities[i, c] = logits[i, c]
     peak, total = softmax_row(probabilities, i * V, V, V, ONE)
     for c in range(V):
         probabilities[i, c] /= total
-    return lane_max(log(splat(total))) - (logits[i, target] - peak)         # first the peak, which may be large
+    losses[i] = lane_max(log(splat(total))) - (logits[i, targets[i]] - peak)        # first the peak, which may be large
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def cross_entropy_forward(logits, targets, probabilities, losses):
     """losses (N,) in nats: -log of the probability that softmax(logits (N, V)) gives targets (N,).
 
     Also writes the probabilities (N, V), for the backward pass.
     """
-    for i in prange(logits.shape[0]):
-        losses[i] = _cross_entropy_row(logits, i, targets[i], probabilities)
+    parallel_for(len(logits), _cross_entropy_row, logits, targets, probabilities, losses)
 
 
 # loss = log(sum of e^logits) - logits[target]:  dlogits = dloss * (probabilities - onehot(target))
-@njit(parallel=True, cache=True)
+@njit
+def _cross_entropy_row_backward(i, dloss, probabilities, targets, dlogits):
+    for c in range(probabilities.shape[1]):
+        dlogits[i, c] = dloss * (probabilities[i, c] - (ONE if c == targets[i] else ZERO))
+
+
+@njit(cache=True)
 def cross_entropy_backward(dloss, probabilities, targets, dlogits):
     """Write dlogits (N, V) from the probabilities (N, V), the targets (N,), and dloss, the weight of each row's loss."""
-    for i in prange(probabilities.shape[0]):
-        for c in range(probabilities.shape[1]):
-            dlogits[i, c] = dloss * (probabilities[i, c] - (ONE if c == targets[i] else ZERO))
+    parallel_for(len(probabilities), _cross_entropy_row_backward, dloss, probabilities, targets, dlogits)
