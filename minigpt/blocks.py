@@ -5,11 +5,12 @@ from functools import partial
 
 import numpy as np
 
+from .config import GPTConfig
 from .exact import rotary_tables
 from .incremental import Cache
 from .kernels import activations, attention
 from .kernels.rotary import rotate
-from .layers import Draw, Dropout, Layer, Linear, RMSNorm, make_norm
+from .layers import Draw, Dropout, Layer, LayerNorm, Linear, RMSNorm
 
 
 class Rotary(Layer):
@@ -130,6 +131,13 @@ class FeedForward(Layer):
             return self.expand.backward(dhidden, self.gate.backward(dgates))
         self.activate_backward(dhidden, self.hidden, dhidden)
         return self.expand.backward(dhidden)
+
+
+def make_norm(config: GPTConfig) -> LayerNorm | RMSNorm:
+    """A norm of the residual stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.n_embd, config.bias, config.norm_epsilon)
+    return RMSNorm(config.n_embd, config.norm_epsilon)
 
 
 class Residual(Layer):

@@ -89,7 +89,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 def _assemble(content, tensors):
     """The Checkpoint; KeyError, TypeError or ValueError where the parts do not fit together."""
     config, tokenizer = GPTConfig(**content["config"]), from_json(content["tokenizer"])
-    if tensors["weights.tokens.weight"].shape != (config.vocab_size, config.n_embd) or config.n_layer > len(tensors):
+    if tensors["weights.tokens.weight"].shape != (config.vocab_size, config.n_embd) or config.n_layer > len(tensors) \
+            or tensors["weights.blocks.0.feed_forward.contract.weight"].shape[0] != config.hidden:
         raise ValueError("the weights are not those of the config")              # found before any memory is taken
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the config {config.vocab_size}")

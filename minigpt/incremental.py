@@ -31,7 +31,8 @@ class Cache:
         if not isinstance(length, int) or not 1 <= length <= c.block_size:
             raise ValueError(f"a cache has room for 1 to block_size ({c.block_size}) tokens, but not for {length!r}")
         D, width = c.head_size, (length + 15) // 16 * 16                        # whole lanes
-        self.weights, self.positions, self.vocab_size = pack_weights(model), c.block_size, c.vocab_size
+        self.weights = model.frozen or pack_weights(model)
+        self.positions, self.vocab_size = c.block_size, c.vocab_size
         self.held, self.position, self.sequences, self.length = 0, 0, sequences, length
         self.keys = np.zeros((c.n_layer, sequences, c.kv_heads, D, width), np.float32)
         self.values = np.zeros((c.n_layer, sequences, c.kv_heads, length, D), np.float32)
@@ -78,19 +79,22 @@ def decode_step(ids: np.ndarray, cache: Cache) -> np.ndarray:
     return logits
 
 
-def pack_weights(model: GPT) -> NetworkWeights:
-    """The model's weights as a decode step reads them: those of all blocks in one array each, the matrices packed."""
+def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
+    """The model's weights as a decode step reads them: those of all blocks in one array each, the matrices packed.
+
+    release: the model then has no other copy of its matrices (see GPT.freeze).
+    """
     config, parameters = model.config, model.parameters()
     none = np.zeros((0, config.n_embd), np.float32)
 
     def of_blocks(name):
-        """The arrays of that name, one for each block, or none."""
-        return [parameters[f"blocks.{i}.{name}"].data for i in range(config.n_layer) if f"blocks.{i}.{name}" in parameters]
+        """The parameters of that name, one for each block, or none."""
+        return [parameters[f"blocks.{i}.{name}"] for i in range(config.n_layer) if f"blocks.{i}.{name}" in parameters]
 
     def vectors(name):
         """(n_layer, C) of a vector that each block has, or length 0."""
         found = of_blocks(name)
-        return np.stack(found) if found else none
+        return np.stack([vector.data for vector in found]) if found else none
 
     def norm(name):
         return vectors(f"{name}.gain"), vectors(f"{name}.bias") if config.bias or config.norm == "rms" else zeros
@@ -100,8 +104,14 @@ def pack_weights(model: GPT) -> NetworkWeights:
         K, M = matrices[0].shape if matrices else (0, 0)
         packed = np.empty((len(matrices), panels_of(M), K, WIDTH), np.float32)
         for matrix, panels in zip(matrices, packed):
-            pack(matrix, panels)
+            packed_into(matrix, panels)
         return packed, vectors(f"{name}.bias")
+
+    def packed_into(matrix, panels, transposed=False):
+        pack(matrix.data.T if transposed else matrix.data, panels)
+        if release:
+            matrix.freeze(panels, transposed)
+        return panels
 
     zeros = np.zeros((config.n_layer, config.n_embd), np.float32)       # the biases of a LayerNorm without any
     rotary, last_norm, last_norm_bias = model.rotary, none, none
@@ -110,12 +120,14 @@ def pack_weights(model: GPT) -> NetworkWeights:
         last_norm_bias = none if config.norm == "rms" else model.norm.bias.data[None].copy() if config.bias else zeros[:1]
     tables = (rotary.cosine, rotary.sine) if rotary else (none, none)
     positions = model.positions.weight.data.copy() if model.positions else none
+    tokens = none if config.tied else model.tokens.weight.data if release else model.tokens.weight.data.copy()
+    head = model.tokens.weight if config.tied else model.head.weight
+    V, C = config.vocab_size, config.n_embd
     return NetworkWeights(
-        none if config.tied else model.tokens.weight.data.copy(), positions,
-        np.float32(config.norm_epsilon), config.norm_order == "first",
+        tokens, positions, np.float32(config.norm_epsilon), config.norm_order == "first",
         *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"), *linear("attention.value"),
         vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables,
         np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
         *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),
         ACTIVATIONS[config.activation], *linear("feed_forward.contract"), last_norm, last_norm_bias,
-        pack(model.tokens.weight.data.T if config.tied else model.head.weight.data))
+        packed_into(head, np.empty((panels_of(V), C, WIDTH), np.float32), transposed=config.tied))

@@ -9,11 +9,11 @@ from copy import copy
 
 import numpy as np
 
-from .blocks import Block, Rotary
+from .blocks import Block, Rotary, make_norm
 from .config import GPTConfig
-from .incremental import Cache, decode_step
+from .incremental import Cache, decode_step, pack_weights
 from .kernels.runtime import threads_for
-from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, Linear, TiedHead, make_norm
+from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, Linear, TiedHead
 
 TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory
 
@@ -39,6 +39,7 @@ class GPT(Layer):
         self.norm = make_norm(config) if config.norm_order == "first" else None     # else the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
+        self.frozen = None                          # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -55,6 +56,18 @@ class GPT(Layer):
         for name, parameter in self.parameters().items():
             model.parameters()[name].data[...] = parameter.data
         return model
+
+    def freeze(self) -> "GPT":
+        """Hold the matrices packed only, as `step` reads them: for a model that only predicts, with the same bits.
+
+        Its caches need no copy of the weights, and all blocks share the buffers of one.  It cannot be trained any more
+        (`backward` is a RuntimeError), only copied.  Returns the model.
+        """
+        if self.frozen is None:
+            self.frozen = pack_weights(self, release=True)
+            for block in self.blocks[1:]:
+                block.share_buffers(self.blocks[0], saved=True)
+        return self
 
     def share_buffers(self, other: "GPT", saved: bool = False) -> None:
         super().share_buffers(other, saved)
@@ -133,6 +146,8 @@ class GPT(Layer):
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
         the activations that it saved, and between two backward passes the weights may have changed.
         """
+        if self.frozen is not None:
+            raise RuntimeError("a frozen model cannot be trained: train a copy of it")
         if self._latest["loss of"] is not self:
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
         self._latest["loss of"] = None

@@ -200,7 +200,7 @@ def test_json_without_an_end_is_refused(tmp_path):
 
 # What a program with other ideas could have written: the checksum is right, the content is not.
 @pytest.mark.parametrize("change", [dict(flavour=1), dict(n_head=5), dict(n_embd=24), dict(vocab_size="11"),
-                                    dict(vocab_size=10 ** 15)], ids=str)
+                                    dict(vocab_size=10 ** 15), dict(n_hidden=10 ** 15)], ids=str)
 def test_a_config_that_does_not_fit_is_refused(change, model, tmp_path):
     values = {**model.config.to_json(), **change}
     stranger = SimpleNamespace(config=SimpleNamespace(to_json=lambda: values), parameters=model.parameters)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import minigpt.model
+from minigpt.checkpoint import fingerprint
 from minigpt.kernels.decode import step_by_columns
 from minigpt.kernels.matmul import matmul
 from minigpt.layers import Draw
@@ -208,6 +209,19 @@ def test_steps_of_a_new_cache_see_what_training_did_to_the_weights(model, ids):
     train(own)
     after = own.forward(ids)
     assert not same(before, after) and same(steps(own, ids, own.new_cache(B)), after)
+
+
+# --- frozen ---------------------------------------------------------------------------------------------------------
+
+def test_a_frozen_model_has_the_same_bits_and_is_a_model_still(model, ids, logits):
+    frozen = model.copy().freeze()
+    assert same(frozen.forward(ids), logits) and fingerprint(frozen) == fingerprint(model)
+    assert frozen.loss(ids[:, 1:], ids[:, :-1]) == model.loss(ids[:, 1:], ids[:, :-1])
+    cache = frozen.new_cache(B, T)
+    assert same(frozen.forward(ids[:, :20], cache=cache), logits[:, :20])
+    assert same(steps(frozen, ids[:, 20:30], cache), logits[:, 20:30])
+    assert same(frozen.forward(ids[:, 30:], cache=cache), logits[:, 30:])
+    assert same(frozen.freeze().copy().forward(ids), logits)
 
 
 # --- a batch and its parts --------------------------------------------------------------------------------------------

@@ -223,6 +223,26 @@ def test_the_losses_of_a_call_stay_what_they_were(model):
     assert np.array_equal(losses, before) and not np.array_equal(model.losses, before)
 
 
+# --- frozen -----------------------------------------------------------------------------------------------------------
+
+def test_a_frozen_model_cannot_be_trained_but_its_copy_can(model):
+    copy = model.freeze().copy()
+    for one, trained in (model, False), (copy, True):
+        one.loss(GOOD, GOOD)
+        if trained:
+            one.backward()
+        else:
+            with pytest.raises(RuntimeError, match="a frozen model cannot be trained"):
+                one.backward()
+
+
+def test_a_frozen_matrix_cannot_be_changed(model):
+    for parameter in model.freeze().parameters().values():
+        if parameter.data.ndim == 2 and parameter is not model.tokens.weight:
+            with pytest.raises(ValueError, match="read-only"):
+                parameter.data[...] = 0
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 def allocated(call):
@@ -249,6 +269,13 @@ def test_a_forward_pass_of_many_windows_takes_the_buffers_of_few(monkeypatch):
     monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", 16)
     few, many = (allocated(partial(GPT(WIDE).forward, np.zeros((windows, 8), np.int64))) for windows in (2, 64))
     assert many < 1.2 * few
+
+
+def test_a_frozen_model_and_its_caches_take_the_memory_of_the_weights_alone():
+    kept = []
+    weights = sum(parameter.data.nbytes for parameter in GPT(WIDE).parameters().values())
+    assert allocated(lambda: kept.append(GPT(WIDE).freeze())) < 1.3 * weights
+    assert allocated(lambda: kept.append(kept[0].new_cache(1, 1))) < 0.1 * weights
 
 
 # --- what a layer refuses -----------------------------------------------------------------------------------------------
