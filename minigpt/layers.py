@@ -144,11 +144,11 @@ class Linear(Layer):
         self.weight = Parameter((n_in, n_out), std)
         self.bias = Parameter((n_out,)) if bias else None
 
-    def forward(self, x: np.ndarray, scratch: bool = False) -> np.ndarray:
-        """y (N, n_out) of x (N, n_in); in a scratch buffer if no other layer's backward pass needs y."""
+    def forward(self, x: np.ndarray, scratch: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """y (N, n_out) of x (N, n_in); in `out`, if given, or in a scratch buffer if no other layer's backward pass needs y."""
         self.x = x
         buffer = self.scratch if scratch else self.saved
-        y = self.weight.times(x, buffer("y", len(x), self.weight.shape[1]))
+        y = self.weight.times(x, buffer("y", len(x), self.weight.shape[1]) if out is None else out)
         if self.bias:
             y += self.bias.data
         return y
@@ -263,10 +263,10 @@ class TiedHead(Layer):
         super().__init__()
         self._embedding = embedding
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.x = x
-        weight = self._embedding.weight
-        return weight.times(x, self.saved("y", len(x), weight.shape[0]), transposed=True)
+    def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """logits (N, V) of x (N, C); in `out`, if given."""
+        self.x, weight = x, self._embedding.weight
+        return weight.times(x, self.saved("y", len(x), weight.shape[0]) if out is None else out, transposed=True)
 
     # As for Linear, with W = E^T.
     def backward(self, dy: np.ndarray) -> np.ndarray:

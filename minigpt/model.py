@@ -87,7 +87,7 @@ class GPT(Layer):
         for i in range(0, B, rows):
             part = ids[i:i + rows]
             with self._threads(part):
-                logits[i:i + rows] = self._logits(part, draw, _rows_of(cache, i, i + rows)).reshape(len(part), T, -1)
+                self._logits(part, draw, _rows_of(cache, i, i + rows), logits[i:i + rows].reshape(part.size, -1))
         if cache is not None:
             cache.advance(T)
         return logits
@@ -106,7 +106,7 @@ class GPT(Layer):
             cache.check_room(ids.shape[1] if dimensions == 2 else 1)
         return ids.shape
 
-    def _logits(self, ids, draw, cache=None):
+    def _logits(self, ids, draw, cache=None, out=None):
         B, T = ids.shape
         self._latest["loss of"] = None
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
@@ -118,7 +118,7 @@ class GPT(Layer):
             x = block.forward(x, draw, T, cache, layer)
         if self.norm:
             x = self.norm.forward(x)
-        return self.head.forward(x)                                             # (N, V)
+        return self.head.forward(x, out=out)                                    # (N, V)
 
     def loss(self, ids: np.ndarray, targets: np.ndarray, draw: Draw | None = None) -> float:
         """Mean cross-entropy, in nats per token, of targets (B, T) given the windows ids (B, T).
