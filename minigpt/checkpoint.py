@@ -6,7 +6,6 @@ The fingerprint is of the weights alone, so that two people can tell over the ph
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +50,8 @@ def save_checkpoint(path: Path | str, model: GPT, tokenizer: ByteTokenizer | Cha
     """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
     tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
     tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
-    content = json.dumps({"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(), "run": run or {}})
+    content = json.dumps({"format": FORMAT, "config": model.config.to_json(), "tokenizer": tokenizer.to_json(),
+                          "run": run or {}})
     data = save(tensors, {"minigpt": f"{_digest(tensors, content)} {content}"})      # in one entry: several have no order
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import rng
+from .config import GPTConfig
 from .kernels import elementwise, norms, softmax, sums
 from .kernels.matmul import matmul
 
@@ -130,8 +131,9 @@ class Linear(Layer):
 class LayerNorm(Layer):
     """Each row normalised to mean 0 and variance 1, times gain, plus bias (or no bias).  Derived in kernels/norms.py."""
 
-    def __init__(self, n: int, bias: bool):
+    def __init__(self, n: int, bias: bool, epsilon: float = 1e-5):
         super().__init__()
+        self.epsilon = np.float32(epsilon)
         self.gain = Parameter((n,), value=1.0)
         self.bias = Parameter((n,)) if bias else None
         self._zeros = np.zeros(n, np.float32)       # where there is no bias
@@ -140,7 +142,8 @@ class LayerNorm(Layer):
         _check("x", x, len(self.gain.data))
         self.x, self.mean, self.rstd = x, self.saved("mean", len(x)), self.saved("rstd", len(x))
         y = self.saved("y", *x.shape)
-        norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._zeros, y, self.mean, self.rstd)
+        bias = self.bias.data if self.bias else self._zeros
+        norms.layer_norm_forward(x, self.gain.data, bias, self.epsilon, y, self.mean, self.rstd)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
@@ -153,15 +156,16 @@ class LayerNorm(Layer):
 class RMSNorm(Layer):
     """Each row divided by its root mean square, times gain.  Derived in kernels/norms.py."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, epsilon: float = 1e-5):
         super().__init__()
+        self.epsilon = np.float32(epsilon)
         self.gain = Parameter((n,), value=1.0)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         _check("x", x, len(self.gain.data))
         self.x, self.rstd = x, self.saved("rstd", len(x))
         y = self.saved("y", *x.shape)
-        norms.rms_norm_forward(x, self.gain.data, y, self.rstd)
+        norms.rms_norm_forward(x, self.gain.data, self.epsilon, y, self.rstd)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
@@ -169,6 +173,13 @@ class RMSNorm(Layer):
         dx = self.scratch("dx", *dy.shape)
         norms.rms_norm_backward(dy, self.x, self.gain.data, self.rstd, dx, self.gain.grad)
         return dx
+
+
+def make_norm(config: GPTConfig) -> LayerNorm | RMSNorm:
+    """A norm of the residual stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.n_embd, config.bias, config.norm_epsilon)
+    return RMSNorm(config.n_embd, config.norm_epsilon)
 
 
 class Embedding(Layer):

@@ -13,7 +13,7 @@ from .blocks import Block, Rotary
 from .config import GPTConfig
 from .incremental import Cache, decode_step
 from .kernels.runtime import threads_for
-from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
+from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, Linear, TiedHead, make_norm
 
 TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory
 
@@ -26,17 +26,17 @@ class GPT(Layer):
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
-        C, D = config.n_embd, config.n_embd // config.n_head
-        self.config = config
+        C, self.config = config.n_embd, config
         self.tokens = Embedding(config.vocab_size, C, 0.02 if config.tied else 0.5)
         self.positions = Embedding(config.block_size, C, 0.02 if config.tied else 0.1) if config.position == "learned" else None
         self._dropout = Dropout(config.dropout, "dropout embedding")
-        self.rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
+        self.rotary = None
+        if config.position == "rotary":
+            self.rotary = Rotary(config.block_size, config.head_size, config.rope_theta, config.rope_factors)
         self.blocks = [Block(config, self.rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
             block.share_buffers(self.blocks[0])
-        norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-        self.norm = norm if config.norm_order == "first" else None       # with norm last, the last block has normalised
+        self.norm = make_norm(config) if config.norm_order == "first" else None     # else the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
@@ -64,8 +64,9 @@ class GPT(Layer):
     def forward(self, ids: np.ndarray, draw: Draw | None = None, cache: Cache | None = None) -> np.ndarray:
         """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t predict the token after ids[:, : t + 1].
 
-        draw (seed, step) turns dropout on.  With a cache from `new_cache`, this is the prefill: the cache receives the keys
-        and values of the windows, and `step` continues them.  ValueError where an id or a shape is out of range.
+        draw (seed, step) turns dropout on.  With a cache from `new_cache`, this is the prefill: the tokens continue those that
+        the cache holds, to which they attend, and it receives their keys and values; another `forward` or `step` goes on from
+        there.  The bits are those of one pass over the whole.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2, cache)
         logits = np.empty((B, T, self.config.vocab_size), np.float32)
@@ -75,7 +76,7 @@ class GPT(Layer):
             with self._threads(part):
                 logits[i:i + rows] = self._logits(part, draw, _rows_of(cache, i, i + rows)).reshape(len(part), T, -1)
         if cache is not None:
-            cache.position = T
+            cache.advance(T)
         return logits
 
     def _check(self, ids, dimensions, cache=None, name="ids"):
@@ -88,6 +89,8 @@ class GPT(Layer):
             raise ValueError(f"{name} must lie in 0 .. {self.config.vocab_size - 1}, but reach from {ids.min()} to {ids.max()}")
         if cache is not None and cache.sequences != len(ids):
             raise ValueError(f"the cache holds {cache.sequences} sequences, but {name} have shape {ids.shape}")
+        if cache is not None:
+            cache.check_room(ids.shape[1] if dimensions == 2 else 1)
         return ids.shape
 
     def _logits(self, ids, draw, cache=None):
@@ -95,7 +98,8 @@ class GPT(Layer):
         self._latest["loss of"] = None
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
-            x += self.positions.forward(np.tile(np.arange(T), B))
+            start = cache.position if cache else 0
+            x += self.positions.forward(np.tile(np.arange(start, start + T), B))
         x = self._dropout.forward(x, draw)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, draw, T, cache, layer)
@@ -149,21 +153,20 @@ class GPT(Layer):
     def _threads(self, rows):
         return threads_for(rows.size * self.config.n_embd ** 2)
 
-    def new_cache(self, sequences: int) -> Cache:
+    def new_cache(self, sequences: int, length: int | None = None) -> Cache:
         """An empty cache for the keys and values of `sequences` sequences (at least 1) that advance in lockstep.
 
-        Its steps use the weights as they are now, whatever training does to them later.
+        It has room for `length` tokens of each, 1 .. block_size, by default block_size.  Its steps use the weights as they are
+        now, whatever training does to them later.  ValueError where the length is out of range.
         """
-        return Cache(self, sequences)
+        return Cache(self, sequences, length)
 
     def step(self, ids: np.ndarray, cache: Cache) -> np.ndarray:
         """Decode: logits (S, V) after one more token ids (S,) of each sequence, bit for bit those of the whole window.
 
-        ValueError where the cache already holds block_size tokens.
+        ValueError where an id or a shape is out of range, or the cache is full.
         """
         self._check(ids, 1, cache)
-        if cache.position >= self.config.block_size:
-            raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
         return decode_step(ids.astype(np.int64), cache)
 
 

@@ -1,4 +1,4 @@
-"""ReLU, its square, and GELU, forward and backward, each in one pass over memory.
+"""ReLU, its square, GELU and SwiGLU, forward and backward, each in one pass over memory.
 
 x, y, dy, dx are contiguous arrays of one shape; y may be x, and dx may be dy.  (No kernel makes a view of its arguments:
 Numba's parallel pass loses track of a view that is unpacked from a tuple and removes writes to it as dead code.)
@@ -106,3 +106,37 @@ def gelu_backward(dy, x, dx):
             gate = _gate(lanes)
             slope = fma(lanes * lanes, splat(np.float32(3) * CUBIC), splat(ONE)) * splat(-MINUS_2_ROOT)
             store_part(dx, i, n, load_part(dy, i, n, ZERO) * fma(lanes * gate * (splat(ONE) - gate), slope, gate))
+
+
+# --- SwiGLU -----------------------------------------------------------------------------------------------------------
+# y = silu(z) * x, where z opens or closes the gate for x; silu(z) = z s with s = 1 / (1 + e^-z).
+
+@njit
+def _sigmoid(z):
+    return splat(ONE) / (splat(ONE) + exp(splat(ZERO) - z))
+
+
+@njit
+def swiglu(z, x):
+    return z * _sigmoid(z) * x
+
+
+@njit(parallel=True, cache=True)
+def swiglu_forward(z, x, y):
+    """y = silu(z) * x  [Shazeer 2020]"""
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
+            n = x.size - i
+            store_part(y, i, n, swiglu(load_part(z, i, n, ZERO), load_part(x, i, n, ZERO)))
+
+
+# ds/dz = s (1 - s), so silu'(z) = s + z s (1 - s):  dz = dy * x * silu'(z),  dx = dy * silu(z)
+@njit(parallel=True, cache=True)
+def swiglu_backward(dy, z, x, dz, dx):
+    for task in prange(_tasks(x)):
+        for i in range(task * PER_TASK, min((task + 1) * PER_TASK, x.size), LANES):
+            n = x.size - i
+            dy_lanes, lanes = load_part(dy, i, n, ZERO), load_part(z, i, n, ZERO)
+            s = _sigmoid(lanes)
+            store_part(dz, i, n, dy_lanes * load_part(x, i, n, ZERO) * fma(lanes * s, splat(ONE) - s, s))
+            store_part(dx, i, n, dy_lanes * (lanes * s))

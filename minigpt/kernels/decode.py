@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .activations import gelu, relu, squared_relu
+from .activations import gelu, relu, squared_relu, swiglu
 from .attention import attend_one
 from .lanes import LANES, ZERO, load_part, store_part
 from .matmul import BROAD, WIDTH, product_packed
 from .norms import layer_norm_row, rms_norm_row
 from .rotary import rotate_row
 
-ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
-RELU, GELU, _ = ACTIVATIONS.values()
+ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2, "swiglu": 3}
+RELU, GELU, _, SWIGLU = ACTIVATIONS.values()
 NO_ACTIVATION = -1
 
 
@@ -34,14 +34,15 @@ class NetworkWeights(NamedTuple):
     Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  What a network lacks has length 0, not None,
     so that one compilation serves all networks.  It is flat, since what Numba passes to a parallel loop may not contain tuples.
     """
-    tokens: np.ndarray                          # (V, C): the token embedding
+    tokens: np.ndarray                          # (V, C): the token embedding; of length 0 if it is tied to the head
     positions: np.ndarray                       # (block_size, C): learned positions
+    epsilon: np.float32                         # of the norms
     norm_first: bool                            # norms before the sublayers; else after the residual sums
     attention_norm: np.ndarray                  # (n_layer, C): gains
     attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, so also in the other norms
     query: np.ndarray                           # n_layer times packed (C, C)
     query_bias: np.ndarray                      # (n_layer, C)
-    key: np.ndarray
+    key: np.ndarray                             # n_layer times packed (C, Hkv * D)
     key_bias: np.ndarray
     value: np.ndarray
     value_bias: np.ndarray
@@ -54,59 +55,64 @@ class NetworkWeights(NamedTuple):
     projection_bias: np.ndarray
     feed_forward_norm: np.ndarray
     feed_forward_norm_bias: np.ndarray
-    expand: np.ndarray                          # n_layer times packed (C, 4 * C)
+    gate: np.ndarray                            # n_layer times packed (C, n_hidden), for swiglu
+    gate_bias: np.ndarray
+    expand: np.ndarray                          # n_layer times packed (C, n_hidden)
     expand_bias: np.ndarray
     activation: int                             # one of ACTIVATIONS
-    contract: np.ndarray                        # n_layer times packed (4 * C, C)
+    contract: np.ndarray                        # n_layer times packed (n_hidden, C)
     contract_bias: np.ndarray
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
     head: np.ndarray                            # packed (C, V)
 
 
-def _step(ids, weights, keys, values, position, threads, logits):
+def _step(ids, weights, keys, values, held, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
-    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis, and receive
-    this token's.
+    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis: they hold
+    the `held` tokens before, and receive this one's.
     """
-    S, H, w = len(ids), keys.shape[2], weights
+    (_, S, Hkv, D, _), w = keys.shape, weights
     query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
-    projection, expand, contract = (w.projection, w.projection_bias), (w.expand, w.expand_bias), (w.contract, w.contract_bias)
+    projection, contract = (w.projection, w.projection_bias), (w.contract, w.contract_bias)
+    gate, expand = (w.gate, w.gate_bias), (w.expand, w.expand_bias)
     attention_norm = w.attention_norm, w.attention_norm_bias
     feed_forward_norm = w.feed_forward_norm, w.feed_forward_norm_bias
-    no_bias = w.query_norm[:0]
+    no_bias, epsilon = w.query_norm[:0], w.epsilon
     query_norm, key_norm, rotary = (w.query_norm, no_bias), (w.key_norm, no_bias), (w.cosine, w.sine)
     norm_first, scale, activation, head = w.norm_first, w.scale, w.activation, w.head
 
-    x = _embed(ids, position, w.tokens, w.positions)
-    q, k, v, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    hidden = np.empty((S, 4 * x.shape[1]), np.float32)
+    x = _embed(ids, position, w.tokens, w.positions, head)
+    q, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    k, v = np.empty((S, Hkv * D), np.float32), np.empty((S, Hkv * D), np.float32)
+    hidden = np.empty((S, w.contract.shape[2]), np.float32)
+    gates = np.empty_like(hidden) if activation == SWIGLU else hidden[:0]
     for n in range(len(keys)):
-        normed = _norm(x, attention_norm, n) if norm_first else x
+        normed = _norm(x, attention_norm, n, epsilon) if norm_first else x
         for task in prange(threads):
             _linear(normed, query, n, NO_ACTIVATION, task, threads, q)
             _linear(normed, key, n, NO_ACTIVATION, task, threads, k)
             _linear(normed, value, n, NO_ACTIVATION, task, threads, v)
         for task in prange(threads):
-            for pair in range(task * S * H // threads, (task + 1) * S * H // threads):
-                _norm_and_rotate(q, pair, H, query_norm, rotary, position, n)
-                _norm_and_rotate(k, pair, H, key_norm, rotary, position, n)
-                attend_one(q, k, v, keys[n], values[n], pair // H, pair % H, position, scale, attended)
+            for pair in range(task * S * Hkv // threads, (task + 1) * S * Hkv // threads):
+                _norm_and_rotate(q, pair, Hkv, D, query_norm, rotary, position, n, epsilon)
+                _norm_and_rotate(k, pair, Hkv, D, key_norm, rotary, position, n, epsilon)
+                attend_one(q, k, v, keys[n], values[n], pair // Hkv, pair % Hkv, held, scale, attended)
         for task in prange(threads):
             _linear(attended, projection, n, NO_ACTIVATION, task, threads, y)
         _add(x, y)
-        normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n)
+        normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
         if not norm_first:
             x = normed
         for task in prange(threads):
-            _linear(normed, expand, n, activation, task, threads, hidden)
+            _expand(normed, gate, expand, n, activation, task, threads, gates, hidden)
         for task in prange(threads):
             _linear(hidden, contract, n, NO_ACTIVATION, task, threads, y)
         _add(x, y)
         if not norm_first:
-            x = _norm(x, feed_forward_norm, n)
-    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0)
+            x = _norm(x, feed_forward_norm, n, epsilon)
+    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
     for task in prange(threads):
         _columns(normed, head, task, threads, logits)
 
@@ -116,21 +122,21 @@ step_by_columns = njit(parallel={"fusion": False}, cache=True)(_step)       # ea
 
 
 @njit(parallel=True, cache=True)
-def step_by_rows(ids, weights, keys, values, position, threads, logits):
+def step_by_rows(ids, weights, keys, values, held, position, threads, logits):
     """As `_step`."""
     rows = (len(ids) + threads - 1) // threads
     for task in prange(threads):
         i, j = min(task * rows, len(ids)), min((task + 1) * rows, len(ids))
         if i < j:
-            _step_alone(ids[i:j], weights, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
+            _step_alone(ids[i:j], weights, keys[:, i:j], values[:, i:j], held, position, 1, logits[i:j])
 
 
 @njit
-def _embed(ids, position, tokens, positions):
-    x = np.empty((len(ids), tokens.shape[1]), np.float32)
+def _embed(ids, position, tokens, positions, head):
+    x = np.empty((len(ids), head.shape[1]), np.float32)
     for i in range(len(ids)):
         for c in range(x.shape[1]):
-            x[i, c] = tokens[ids[i], c]
+            x[i, c] = tokens[ids[i], c] if len(tokens) else head[ids[i] // WIDTH, c, ids[i] % WIDTH]
             if len(positions):
                 x[i, c] += positions[position, c]
     return x
@@ -156,13 +162,29 @@ def _columns(x, panels, task, threads, y):
 
 @njit
 def _linear(x, layer, n, activation, task, threads, y):
-    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n."""
+    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n.
+    Returns what `_columns` returns."""
     weights, biases = layer
     i, rows, j, columns = _columns(x, weights[n], task, threads, y)
     for row in range(i, rows):
         _add_bias(y, row, j, columns, biases, n)
         if activation != NO_ACTIVATION:
             _activate(y, row, j, columns, activation)
+    return i, rows, j, columns
+
+
+@njit
+def _expand(x, gate, expand, n, activation, task, threads, gates, y):
+    """A task's share of the hidden channels y; gates has the shape of y where the activation is SWIGLU."""
+    if activation != SWIGLU:
+        _linear(x, expand, n, activation, task, threads, y)
+        return
+    _linear(x, gate, n, NO_ACTIVATION, task, threads, gates)
+    i, rows, start, stop = _linear(x, expand, n, NO_ACTIVATION, task, threads, y)
+    for row in range(i, rows):
+        for j in range(start, stop, LANES):
+            at, count = row * y.shape[1] + j, stop - j
+            store_part(y, at, count, swiglu(load_part(gates, at, count, ZERO), load_part(y, at, count, ZERO)))
 
 
 @njit
@@ -187,11 +209,13 @@ def _activate(x, row, start, stop, activation):
 
 
 @njit
-def _norm_and_rotate(x, pair, heads, norm, rotary, position, n):
-    """Normalise and rotate one head of one row of x (S, C), in place; pair = row * heads + head."""
-    rows = x.reshape(len(x) * heads, -1)
-    _norm_row(rows, pair, norm[0], norm[1], n, rows)
-    _rotate_row(rows, pair, rotary[0], rotary[1], position)
+def _norm_and_rotate(x, pair, Hkv, D, norm, rotary, position, n, epsilon):
+    """Normalise and rotate the heads of one group in one row of x (S, heads * D), in place; pair = row * Hkv + group."""
+    rows = x.reshape(-1, D)
+    group = len(rows) // (len(x) * Hkv)
+    for row in range(pair * group, (pair + 1) * group):
+        _norm_row(rows, row, norm[0], norm[1], n, epsilon, rows)
+        _rotate_row(rows, row, rotary[0], rotary[1], position)
 
 
 @njit
@@ -201,22 +225,22 @@ def _rotate_row(rows, row, cosine, sine, position):
 
 
 @njit
-def _norm(x, norm, n):
+def _norm(x, norm, n, epsilon):
     """A normalised copy of x (S, C), with number n of norm = (gains, biases); a plain copy if there are none."""
     y = np.empty_like(x)
     for i in range(len(x)):
         for c in range(x.shape[1]):
             y[i, c] = x[i, c]
-        _norm_row(x, i, norm[0], norm[1], n, y)
+        _norm_row(x, i, norm[0], norm[1], n, epsilon, y)
     return y
 
 
 @njit
-def _norm_row(x, i, gains, biases, n, y):
+def _norm_row(x, i, gains, biases, n, epsilon, y):
     if len(biases):
-        layer_norm_row(x, i, gains[n], biases[n], y)
+        layer_norm_row(x, i, gains[n], biases[n], epsilon, y)
     elif len(gains):
-        rms_norm_row(x, i, gains[n], y)
+        rms_norm_row(x, i, gains[n], epsilon, y)
 
 
 @njit
