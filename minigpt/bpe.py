@@ -1,7 +1,7 @@
 """Byte-level byte-pair encoding: the tokens of GPT-2, Llama 3, Qwen2 and SmolLM.  [Sennrich et al. 2016; Radford et al. 2019]
 
-A text is split into words by a regular expression, the pre-tokeniser.  Inside each word, the two neighbouring tokens whose merge
-has the lowest rank become one, until there is nothing more to merge.  A merge never crosses the border of a word.
+A text is split into words by a regular expression, the pre-tokeniser.  Inside each word, the two neighbouring tokens whose
+merge has the lowest rank become one, until there is nothing more to merge.  A merge never crosses the border of a word.
 """
 
 import re
@@ -73,12 +73,15 @@ def words(text: bytes, split: str) -> Iterator[str]:
 class BPETokenizer:
     """A token is a sequence of bytes that is frequent in the text from which the merges were learned."""
 
-    def __init__(self, vocabulary: list[bytes], merges: list[tuple[bytes, bytes]], split: str):
+    def __init__(self, vocabulary: list[bytes], merges: list[tuple[bytes, bytes]], split: str, start: int | None = None):
         """vocabulary: the bytes of each id; b"" for control tokens, which no text ever becomes.  merges: in order of rank.
-        split: one of SPLITS.  ValueError for another one, and where the result of a merge is not in the vocabulary."""
+        split: one of SPLITS.  start: the control token before every text, if there is one; `encode` leaves it out.
+        ValueError for another split or start, and where the result of a merge is not in the vocabulary."""
         if split not in SPLITS:
             raise ValueError(f"there is no pre-tokeniser {split!r}: choose one of {', '.join(SPLITS)}")
-        self.vocabulary, self.merges, self.split = vocabulary, merges, split
+        if start is not None and not (isinstance(start, int) and 0 <= start < len(vocabulary)):
+            raise ValueError(f"a text must start with an id of 0 .. {len(vocabulary) - 1}, but start is {start!r}")
+        self.vocabulary, self.merges, self.split, self.start = vocabulary, merges, split, start
         self.vocab_size = len(vocabulary)
         self.ids = {token: i for i, token in reversed(list(enumerate(vocabulary))) if token}
         self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(merges)))}
@@ -108,7 +111,7 @@ class BPETokenizer:
         if self.split == "llama3" and word in self.ids:         # this model's own tokenizer asks its merges only then
             return [self.ids[word]]
         n = len(word)
-        parts = [bytes([byte]) for byte in word] + [b""]        # b"" where there is no token: at n, and so at -1, or merged away
+        parts = [bytes([byte]) for byte in word] + [b""]        # b"" where no token is: at n, and so at -1, or merged away
         after, before = [*range(1, n + 1), n], list(range(-1, n))
         heap = [(self.ranks[pair], i) for i, pair in enumerate(zip(parts, parts[1:])) if pair in self.ranks]
         heapify(heap)
@@ -138,7 +141,8 @@ class BPETokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def to_json(self) -> dict:
-        return {"kind": "bpe", "split": self.split, "vocabulary": [token.decode("latin-1") for token in self.vocabulary],
+        return {"kind": "bpe", "split": self.split, "start": self.start,
+                "vocabulary": [token.decode("latin-1") for token in self.vocabulary],
                 "merges": [[part.decode("latin-1") for part in pair] for pair in self.merges]}
 
     @classmethod
@@ -147,7 +151,7 @@ class BPETokenizer:
         try:
             vocabulary = [token.encode("latin-1") for token in description["vocabulary"]]
             merges = [(left.encode("latin-1"), right.encode("latin-1")) for left, right in description["merges"]]
-            return cls(vocabulary, merges, description["split"])
+            return cls(vocabulary, merges, description["split"], description["start"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this describes no byte-pair encoding: {error!r}") from None
 
@@ -155,8 +159,8 @@ class BPETokenizer:
 def train(text: bytes, vocab_size: int, split: str = "gpt2") -> BPETokenizer:
     """Learn merges from a text: the 256 bytes, then again and again the most frequent pair of neighbours becomes a token.
 
-    Of pairs equally frequent, the smaller one in the order of bytes is merged.  There are fewer than vocab_size tokens where the
-    text has no more pairs.  ValueError where vocab_size is less than 256, or no such pre-tokeniser exists.
+    Of pairs equally frequent, the smaller one in the order of bytes is merged.  There are fewer than vocab_size tokens where
+    the text has no more pairs.  ValueError where vocab_size is less than 256, or no such pre-tokeniser exists.
     """
     if vocab_size < 256:
         raise ValueError(f"vocab_size must be at least 256, a token for each byte, but is {vocab_size}")
@@ -194,6 +198,22 @@ def train(text: bytes, vocab_size: int, split: str = "gpt2") -> BPETokenizer:
         for neighbours in changed:
             heappush(heap, (-counts[neighbours], neighbours))
     return BPETokenizer(vocabulary, list(dict.fromkeys(merges)), split)
+
+
+def bytes_of(shown: str) -> bytes | None:
+    """The bytes of a token as GPT-2's files write it, a visible character for each; None where a character stands for none."""
+    try:
+        return bytes(_visible()[character] for character in shown)
+    except KeyError:
+        return None
+
+
+@lru_cache
+def _visible():
+    """{character: byte}: the visible characters of Latin-1 are their bytes, and the others are numbered from 256 on."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 def _merged(tokens, pair):

@@ -55,8 +55,9 @@ def oracle(split):
 # --- against the package `tokenizers` -----------------------------------------------------------------------------------
 
 SAMPLES = ["", " ", "a", "Hello, world!  How's it going?", TEXT, "x" * 300, "  5", " \n 7\r\n\r\n  a", "a  1b   22 \t333",
-           "\x1c\x1d \x1e\x1fa\x1c b\x1f", "\x85\u2028\u2029\xa0 a\u3000b\u200b", "'S 'ſ 'LL 'Re 're'm'd'VE", "½²Ⅷ一二 3½", "\0\x01\x7f",
-           "<|endoftext|><|im_start|>", "عربى हिन्दी ไทย 한국어", "𝒳𝟘𝟙 𐍈", "!!!\n\n???\r\n...", "\u0301\u0301 \u0301a", "_a_ __b"]
+           "\x1c\x1d \x1e\x1fa\x1c b\x1f", "\x85\u2028\u2029\xa0 a\u3000b\u200b", "'S 'ſ 'LL 'Re 're'm'd'VE", "½²Ⅷ一二 3½",
+           "\0\x01\x7f", "<|endoftext|><|im_start|>", "عربى हिन्दी ไทย 한국어", "𝒳𝟘𝟙 𐍈", "!!!\n\n???\r\n...",
+           "\u0301\u0301 \u0301a", "_a_ __b"]
 
 
 @every_split
@@ -86,7 +87,8 @@ def test_classes_are_those_of_unicodedata():
 # --- nothing is lost ----------------------------------------------------------------------------------------------------
 
 @unhurried
-@given(st.sampled_from(list(SPLITS)), st.binary() | st.text().map(str.encode) | st.text(LETTERS).map(lambda s: s.encode()[1:-1]))
+@given(st.sampled_from(list(SPLITS)),
+       st.binary() | st.text().map(str.encode) | st.text(LETTERS).map(lambda s: s.encode()[1:-1]))
 def test_any_bytes_come_back_from_their_ids(split, data):
     tokenizer = taught(split)
     ids = tokenizer.encode(data)
@@ -202,12 +204,12 @@ def test_a_tokenizer_comes_back_from_json(split):
     assert (again.encode(TEXT) == tokenizer.encode(TEXT)).all()
 
 
-GOOD = {"kind": "bpe", "split": "gpt2", "vocabulary": ["a", "b", "ab"], "merges": [["a", "b"]]}
+GOOD = {"kind": "bpe", "split": "gpt2", "start": None, "vocabulary": ["a", "b", "ab"], "merges": [["a", "b"]]}
 
 
 @pytest.mark.parametrize("change", [
-    {"split": None}, {"split": []}, {"vocabulary": None}, {"vocabulary": [1]}, {"vocabulary": ["床"]}, {"merges": [["a"]]},
-    {"merges": [["a", 1]]}, {"merges": 3}, {"merges": [["b", "a"]]}])
+    {"split": None}, {"split": []}, {"start": 3}, {"start": "a"}, {"vocabulary": None}, {"vocabulary": [1]},
+    {"vocabulary": ["床"]}, {"merges": [["a"]]}, {"merges": [["a", 1]]}, {"merges": 3}, {"merges": [["b", "a"]]}])
 def test_json_of_something_else_is_refused(change):
     from_json(GOOD)
     with pytest.raises(ValueError):
