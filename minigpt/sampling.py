@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import rng
+from .bpe import BPETokenizer
 from .kernels.softmax import softmax_row
 from .model import GPT
 from .tokenizer import ByteTokenizer, CharTokenizer
@@ -64,8 +65,8 @@ def generate(model: GPT, ids: np.ndarray, temperature: float = 1.0, top_k: int =
         count += 1
 
 
-def stream(model: GPT, tokenizer: ByteTokenizer | CharTokenizer, prompt: str = "", tokens: int = 500, stop: str = "",
-           **options) -> Iterator[str]:
+def stream(model: GPT, tokenizer: ByteTokenizer | CharTokenizer | BPETokenizer, prompt: str = "", tokens: int = 500,
+           stop: str = "", **options) -> Iterator[str]:
     """Pieces of text (str) that follow the prompt, as they are made: at most `tokens` tokens, and none from `stop` on.
 
     An empty prompt starts as if after a line break, or with the token that starts a text, where the tokenizer has one.  A
