@@ -93,8 +93,8 @@ CONFIG_FIELDS = {field.name for config in (GPTConfig, OptimizerConfig, TrainConf
 def add_fields(group, config):
     """An option for each field of the dataclass."""
     for field in fields(config):
-        if field.name == "vocab_size":
-            continue                                    # follows from the tokenizer
+        if field.name in ("vocab_size", "rope_factors"):
+            continue                                    # follows from the tokenizer; only published models have it
         kind = {"type": boolean, "metavar": "yes|no"} if field.type is bool else {"type": field.type}
         if field.name in CHOICES:
             kind = {"choices": CHOICES[field.name]}

@@ -4,8 +4,9 @@ The fingerprint in a compressed file is the first half of the SHA-256 of an ASCI
     weights     the SHA-256, in lower-case hexadecimal, over all arrays, sorted by name (an ensemble's begin with 0., 1., ...):
                 of each a line "name dtype shape" that ends in a line feed, as in "head.weight float32 (128, 256)", then
                 its bytes, row by row and little-endian (minigpt/checkpoint.py)
-    configs     of each member, separated by spaces: the fields FINGERPRINTED of its config, in this order, as Python's
-                json.dumps writes an object: {"activation": "relu2", "bias": false, ...}
+    configs     of each member, separated by spaces: the fields of its config that decide how the weights are used, which is
+                all but dropout, sorted by name, as Python's json.dumps writes an object: {"activation": "relu2", "bias":
+                false, ...}; without those of LEFT_OUT that have their default (minigpt/config.py)
 """
 
 import hashlib
@@ -20,8 +21,6 @@ from . import packed
 from .container import CoderError
 
 BUNDLED = Path(__file__).with_name("shakespeare.gpt")
-FINGERPRINTED = ("activation", "bias", "block_size", "n_embd", "n_head", "n_layer", "norm", "norm_order", "position", "qk_norm",
-                 "tied", "vocab_size")      # fields of the config that decide how the weights are used; part of the format
 
 
 def load(path: Path | str | None = None) -> tuple[GPT | Ensemble, str | None]:
@@ -45,8 +44,9 @@ def load(path: Path | str | None = None) -> tuple[GPT | Ensemble, str | None]:
 
 def short_fingerprint(model: GPT | Ensemble) -> bytes:
     """16 bytes that depend on every weight of the model and on how it uses them, as described above."""
-    config = " ".join(json.dumps({name: getattr(member.config, name) for name in FINGERPRINTED}) for member in model.members)
-    return hashlib.sha256(f"{fingerprint(model)} {config}".encode()).digest()[:16]
+    configs = [{name: value for name, value in m.config.to_json().items() if name != "dropout"} for m in model.members]
+    text = " ".join(json.dumps(config, sort_keys=True) for config in configs)
+    return hashlib.sha256(f"{fingerprint(model)} {text}".encode()).digest()[:16]
 
 
 def load_fitting(wanted: bytes, path: Path | str | None = None) -> GPT | Ensemble:

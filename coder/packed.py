@@ -20,7 +20,6 @@ after each of its occurrences.  The file's size is what knowing the model costs:
 
 import hashlib
 import json
-from dataclasses import asdict
 
 import numpy as np
 from numba import njit
@@ -53,7 +52,7 @@ def pack(model: GPT | Ensemble, text_sha256: str | None = None, fineness: float 
         else:
             unquantised.append(data.astype("<f4").tobytes())
         described.append([name, step, largest])
-    description = json.dumps({"configs": [asdict(member.config) for member in model.members], "text_sha256": text_sha256,
+    description = json.dumps({"configs": [member.config.to_json() for member in model.members], "text_sha256": text_sha256,
                               "arrays": described}).encode()
     state, out = start_encoding()
     for values in integers:

@@ -16,17 +16,16 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from minigpt import reference
+from minigpt.config import GPTConfig
 from minigpt.exact import exp, f32, log, maximum, row_max
 from minigpt.files import write_atomically
 
 BUNDLED = Path(__file__).with_name("shakespeare.gpt")
 START_SYMBOL = 10                       # every stream is said to follow a line break
-IN_FINGERPRINT = "activation bias block_size n_embd n_head n_layer norm norm_order position qk_norm tied vocab_size".split()
 
 
 class FormatError(Exception):
@@ -139,7 +138,7 @@ def read_checkpoint(file):
     content = json.loads(header["__metadata__"]["minigpt"].partition(" ")[2])
     w = {name.removeprefix("weights."): np.frombuffer(file, "<f4", (b - a) // 4, 8 + size + a).reshape(entry["shape"])
          for name, entry in header.items() if name.startswith("weights.") for a, b in [entry["data_offsets"]]}
-    return [(SimpleNamespace(**content["config"]), w)]
+    return [(GPTConfig(**content["config"]), w)]
 
 
 def unpack(file):
@@ -148,7 +147,7 @@ def unpack(file):
     require(hashlib.sha256(file[36:]).digest() == file[4:36], "the packed model is damaged or cut off")
     size = int.from_bytes(file[36:40], "little")
     described, place = json.loads(file[40:40 + size]), 40 + size
-    model = [(SimpleNamespace(**config), {}) for config in described["configs"]]
+    model = [(GPTConfig(**config), {}) for config in described["configs"]]
     places = {(f"{i}." if len(model) > 1 else "") + name: (w, name, shape)
               for i, (config, w) in enumerate(model) for name, shape, _, _ in reference.parameters(config)}
     arrays = [(*places[name], step, largest) for name, step, largest in described["arrays"]]
@@ -175,8 +174,9 @@ def name_of(model):
     weights = hashlib.sha256()
     for name in sorted(arrays):
         weights.update(f"{name} float32 {arrays[name].shape}\n".encode() + arrays[name].astype("<f4").tobytes())
-    configs = " ".join(json.dumps({name: getattr(config, name) for name in IN_FINGERPRINT}) for config, _ in model)
-    return hashlib.sha256(f"{weights.hexdigest()} {configs}".encode()).digest()[:16]
+    configs = [{name: value for name, value in config.to_json().items() if name != "dropout"} for config, _ in model]
+    text = " ".join(json.dumps(config, sort_keys=True) for config in configs)
+    return hashlib.sha256(f"{weights.hexdigest()} {text}".encode()).digest()[:16]
 
 
 def main():

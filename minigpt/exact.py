@@ -155,15 +155,28 @@ def keep(seed, purpose, step, count, drop):
     return np.stack([pairs & np.uint32(0xFFFF), pairs >> np.uint32(16)], axis=1).reshape(-1)[:count] >= int(drop * 65536)
 
 
-def rotary_tables(positions, head_size):
-    """cos and sin (positions, D / 2) of position * 10000^(-2i/D), from + - * / of binary64 alone, rounded to float32."""
-    exponent = np.arange(head_size // 2) * (-2.0 * 9.210340371976184 / head_size) / 1024.0        # ln 10000
+def log64(x):
+    """ln x of binary64, x >= 1, as `log` does it: n * ln 2, in two parts of which n times the first is exact, and log(m)."""
+    n = 0
+    while x > 1.4142135623730951:
+        x, n = x / 2, n + 1
+    s, series = (x - 1) / (x + 1), 0.0
+    for k in range(39, 0, -2):
+        series = series * (s * s) + 1 / k
+    return n * 0.6931471803691238 + (n * 1.9082149292705877e-10 + 2 * s * series)
+
+
+def rotary_tables(positions, head_size, theta=10000.0, factors=()):
+    """cos and sin (positions, D / 2) of position * theta^(-2i/D), from + - * / of binary64 alone, rounded to float32.
+    theta >= 1; factors (D / 2), if there are any, divide the frequencies [Llama 3.1, YaRN: Peng et al. 2023]."""
+    exponent = np.arange(head_size // 2) * (-2.0 * log64(theta) / head_size) / 1024.0
     power, term = np.ones_like(exponent), np.ones_like(exponent)
     for n in range(1, 12):
         term = term * exponent / n
         power = power + term
     for _ in range(10):
         power = power * power                                       # (e^(x / 1024))^1024
+    power = power / np.array(factors, f64) if len(factors) else power                   # 0 < power <= 1 + 1e-12, for Taylor
     cosine, sine, term = np.zeros_like(power), np.zeros_like(power), np.ones_like(power)
     for n in range(24):                                             # Taylor: 1 + x - x^2/2! - x^3/3! + + - - ...
         sign = 1.0 if n % 4 < 2 else -1.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .kernels.decode import ACTIVATIONS, NetworkWeights, step_by_columns, step_by_rows
-from .kernels.matmul import pack
+from .kernels.matmul import WIDTH, pack, panels_of
 from .kernels.threads import threads_for
 
 if TYPE_CHECKING:
@@ -17,46 +17,101 @@ FEW_ROWS, WIDE = 32, 320          # a step of so few rows through a network of s
 
 
 class Cache:
-    """The keys and values of the tokens before, for each layer, of S sequences that advance in lockstep.
+    """The keys and values of `held` tokens, for each layer, of S sequences that advance in lockstep.
 
-    And the weights with which they were computed and the next ones will be: the model's when the cache was made.
+    And the weights with which the next ones are computed: the model's when the cache was made.
+
+    A new token attends to the tokens held when it comes, and to itself; where several come at once, to the tokens held when
+    they come, to those of them that precede it, and to itself.  `position` counts all that have ever come, held or dropped:
+    there the next one stands.  Keys are held rotated by their positions, and only the distance matters to a query.
     """
 
-    def __init__(self, model: GPT, sequences: int):
-        c, self.weights = model.config, pack_weights(model)
-        D, width = c.n_embd // c.n_head, (c.block_size + 15) // 16 * 16         # whole lanes
-        self.position, self.sequences = 0, sequences
-        self.keys = np.zeros((c.n_layer, sequences, c.n_head, D, width), np.float32)
-        self.values = np.zeros((c.n_layer, sequences, c.n_head, c.block_size, D), np.float32)
+    def __init__(self, model: GPT, sequences: int, length: int | None = None):
+        c, length = model.config, model.config.block_size if length is None else length
+        if not isinstance(length, int) or not 1 <= length <= c.block_size:
+            raise ValueError(f"a cache has room for 1 to block_size ({c.block_size}) tokens, but not for {length!r}")
+        D, width = c.head_size, (length + 15) // 16 * 16                        # whole lanes
+        self.weights = model.frozen or pack_weights(model)
+        self.positions, self.vocab_size = c.block_size, c.vocab_size
+        self.held, self.position, self.sequences, self.length = 0, 0, sequences, length
+        self.keys = np.zeros((c.n_layer, sequences, c.kv_heads, D, width), np.float32)
+        self.values = np.zeros((c.n_layer, sequences, c.kv_heads, length, D), np.float32)
+
+    def check_room(self, count: int) -> None:
+        """ValueError unless `count` more tokens fit in."""
+        if self.position + count > self.positions:
+            raise ValueError(f"the window is full: block_size is {self.positions} tokens, {self.position} have come, so "
+                             f"{count} more have no position: begin with a new cache")
+        if self.held + count > self.length:
+            raise ValueError(f"the cache is full: it has room for {self.length} tokens and holds {self.held}, so "
+                             f"{count} more do not fit: drop some first")
+
+    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put k and v (S, T, Hkv, D) behind the tokens held, of one layer.  Returns all keys (S, Hkv, D, width) and values
+        (S, Hkv, length, D) of that layer.  They count as held after `advance`."""
+        keys, values, stop = self.keys[layer], self.values[layer], self.held + k.shape[1]
+        keys[:, :, :, self.held:stop] = k.transpose(0, 2, 3, 1)
+        values[:, :, self.held:stop] = v.transpose(0, 2, 1, 3)
+        return keys, values
+
+    def advance(self, count: int) -> None:
+        """Count the tokens whose keys and values all layers have appended."""
+        self.held, self.position = self.held + count, self.position + count
+
+    def drop(self, count: int) -> None:
+        """Forget the oldest `count` tokens.  The others keep their positions, and make room.  ValueError if fewer are held."""
+        if not 0 <= count <= self.held:
+            raise ValueError(f"the cache holds {self.held} tokens, so {count} cannot be dropped")
+        for keys, values in zip(self.keys, self.values):                        # by layers: NumPy copies what overlaps
+            keys[..., :self.held - count] = keys[..., count:self.held]
+            values[:, :, :self.held - count] = values[:, :, count:self.held]
+        self.held -= count
 
 
 def decode_step(ids: np.ndarray, cache: Cache) -> np.ndarray:
     """Logits (S, V) that follow the tokens ids (S,) int64; the cache, which must have room, receives their keys and values."""
-    (V, C), S = cache.weights.tokens.shape, len(ids)
-    logits = np.empty((S, V), np.float32)
+    S, C = len(ids), cache.weights.head.shape[1]
+    logits = np.empty((S, cache.vocab_size), np.float32)
     step, work = (step_by_columns, 4 * S * C * C) if S <= FEW_ROWS and C >= WIDE else (step_by_rows, S * C * C)
     with threads_for(work) as threads:
-        step(ids, cache.weights, cache.keys, cache.values, cache.position, threads, logits)
-    cache.position += 1
+        step(ids, cache.weights, cache.keys, cache.values, cache.held, cache.position, threads, logits)
+    cache.advance(1)
     return logits
 
 
-def pack_weights(model: GPT) -> NetworkWeights:
-    """The model's weights as a decode step reads them: those of all blocks in one array each, the matrices packed."""
+def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
+    """The model's weights as a decode step reads them: those of all blocks in one array each, the matrices packed.
+
+    release: the model then has no other copy of its matrices (see GPT.freeze).
+    """
     config, parameters = model.config, model.parameters()
-    D, none = config.n_embd // config.n_head, np.zeros((0, config.n_embd), np.float32)
+    none = np.zeros((0, config.n_embd), np.float32)
+
+    def of_blocks(name):
+        """The parameters of that name, one for each block, or none."""
+        return [parameters[f"blocks.{i}.{name}"] for i in range(config.n_layer) if f"blocks.{i}.{name}" in parameters]
 
     def vectors(name):
         """(n_layer, C) of a vector that each block has, or length 0."""
-        found = [parameters[f"blocks.{i}.{name}"].data for i in range(config.n_layer) if f"blocks.{i}.{name}" in parameters]
-        return np.stack(found) if found else none
+        found = of_blocks(name)
+        return np.stack([vector.data for vector in found]) if found else none
 
     def norm(name):
         return vectors(f"{name}.gain"), vectors(f"{name}.bias") if config.bias or config.norm == "rms" else zeros
 
     def linear(name):
-        matrices = [parameters[f"blocks.{i}.{name}.weight"].data for i in range(config.n_layer)]
-        return np.stack([pack(matrix) for matrix in matrices]), vectors(f"{name}.bias")
+        matrices = of_blocks(f"{name}.weight")
+        K, M = matrices[0].shape if matrices else (0, 0)
+        packed = np.empty((len(matrices), panels_of(M), K, WIDTH), np.float32)
+        for matrix, panels in zip(matrices, packed):
+            packed_into(matrix, panels)
+        return packed, vectors(f"{name}.bias")
+
+    def packed_into(matrix, panels, transposed=False):
+        pack(matrix.data.T if transposed else matrix.data, panels)
+        if release:
+            matrix.freeze(panels, transposed)
+        return panels
 
     zeros = np.zeros((config.n_layer, config.n_embd), np.float32)       # the biases of a LayerNorm without any
     rotary, last_norm, last_norm_bias = model.rotary, none, none
@@ -64,10 +119,15 @@ def pack_weights(model: GPT) -> NetworkWeights:
         last_norm = model.norm.gain.data[None].copy()
         last_norm_bias = none if config.norm == "rms" else model.norm.bias.data[None].copy() if config.bias else zeros[:1]
     tables = (rotary.cosine, rotary.sine) if rotary else (none, none)
+    positions = model.positions.weight.data.copy() if model.positions else none
+    tokens = none if config.tied else model.tokens.weight.data if release else model.tokens.weight.data.copy()
+    head = model.tokens.weight if config.tied else model.head.weight
+    V, C = config.vocab_size, config.n_embd
     return NetworkWeights(
-        model.tokens.weight.data.copy(), model.positions.weight.data.copy() if model.positions else none, config.norm_order == "first",
+        tokens, positions, np.float32(config.norm_epsilon), config.norm_order == "first",
         *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"), *linear("attention.value"),
-        vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables, np.float32(1) / np.sqrt(np.float32(D)),
-        *linear("attention.projection"), *norm("feed_forward.norm"), *linear("feed_forward.expand"),
+        vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables,
+        np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
+        *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),
         ACTIVATIONS[config.activation], *linear("feed_forward.contract"), last_norm, last_norm_bias,
-        pack(model.tokens.weight.data.T if config.tied else model.head.weight.data))
+        packed_into(head, np.empty((panels_of(V), C, WIDTH), np.float32), transposed=config.tied))

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import rng
 from .kernels import elementwise, norms, softmax, sums
-from .kernels.matmul import matmul
+from .kernels.matmul import WIDTH, matmul, matmul_packed
 
 
 class Draw(NamedTuple):
@@ -24,11 +24,48 @@ class Draw(NamedTuple):
 
 
 class Parameter:
-    """A trainable array, `data`, and the gradient of the loss with respect to it, `grad`."""
+    """A trainable array, `data`, and the gradient of the loss with respect to it, `grad`.
+
+    A frozen one (see GPT.freeze) is held as panels only, the form in which the kernels read a matrix.
+    """
 
     def __init__(self, shape: tuple[int, ...], std: float = 0.0, value: float = 0.0):
-        self.data = np.full(shape, value, np.float32)
-        self.std = std               # standard deviation of the initial values around `value`
+        self._data, self._panels = np.full(shape, value, np.float32), None
+        self.shape, self.std = shape, std       # std: standard deviation of the initial values around `value`
+
+    @property
+    def data(self) -> np.ndarray:
+        """The array; of a frozen matrix a read-only copy, made anew each time."""
+        if self._panels is None:
+            return self._data
+        panels, (rows, columns) = self._panels, self.shape
+        if self._transposed:
+            data = panels.transpose(0, 2, 1).reshape(-1, columns)[:rows].copy()
+        else:
+            data = panels.transpose(1, 0, 2).reshape(rows, -1)[:, :columns].copy()
+        data.flags.writeable = False
+        return data
+
+    @data.setter
+    def data(self, data: np.ndarray):
+        self._data = data
+
+    def freeze(self, panels: np.ndarray, transposed: bool = False) -> None:
+        """Hold only the panels (see `pack`) of this matrix, or of its transpose."""
+        self._data, self._panels, self._transposed = None, panels, transposed
+
+    def times(self, x: np.ndarray, out: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """out = x @ data or, transposed, x @ data.T (of a frozen matrix the one or the other).  Returns out."""
+        if self._panels is None:
+            return matmul(x, self.data.T if transposed else self.data, out)
+        return matmul_packed(x, self._panels, out)
+
+    def rows(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """out (N, C) = the rows ids (N,) of a table (V, C), which is frozen, if at all, as its transpose.  Returns out."""
+        if self._panels is None:
+            return np.take(self.data, ids, axis=0, out=out, mode="clip")
+        out[...] = self._panels[ids // WIDTH, :, ids % WIDTH]
+        return out
 
     @cached_property
     def grad(self) -> np.ndarray:
@@ -107,11 +144,11 @@ class Linear(Layer):
         self.weight = Parameter((n_in, n_out), std)
         self.bias = Parameter((n_out,)) if bias else None
 
-    def forward(self, x: np.ndarray, scratch: bool = False) -> np.ndarray:
-        """y (N, n_out) of x (N, n_in); in a scratch buffer if no other layer's backward pass needs y."""
+    def forward(self, x: np.ndarray, scratch: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """y (N, n_out) of x (N, n_in); in `out`, if given, or in a scratch buffer if no other layer's backward pass needs y."""
         self.x = x
         buffer = self.scratch if scratch else self.saved
-        y = matmul(x, self.weight.data, buffer("y", len(x), self.weight.data.shape[1]))
+        y = self.weight.times(x, buffer("y", len(x), self.weight.shape[1]) if out is None else out)
         if self.bias:
             y += self.bias.data
         return y
@@ -130,8 +167,9 @@ class Linear(Layer):
 class LayerNorm(Layer):
     """Each row normalised to mean 0 and variance 1, times gain, plus bias (or no bias).  Derived in kernels/norms.py."""
 
-    def __init__(self, n: int, bias: bool):
+    def __init__(self, n: int, bias: bool, epsilon: float = 1e-5):
         super().__init__()
+        self.epsilon = np.float32(epsilon)
         self.gain = Parameter((n,), value=1.0)
         self.bias = Parameter((n,)) if bias else None
         self._zeros = np.zeros(n, np.float32)       # where there is no bias
@@ -140,7 +178,8 @@ class LayerNorm(Layer):
         _check("x", x, len(self.gain.data))
         self.x, self.mean, self.rstd = x, self.saved("mean", len(x)), self.saved("rstd", len(x))
         y = self.saved("y", *x.shape)
-        norms.layer_norm_forward(x, self.gain.data, self.bias.data if self.bias else self._zeros, y, self.mean, self.rstd)
+        bias = self.bias.data if self.bias else self._zeros
+        norms.layer_norm_forward(x, self.gain.data, bias, self.epsilon, y, self.mean, self.rstd)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
@@ -153,15 +192,16 @@ class LayerNorm(Layer):
 class RMSNorm(Layer):
     """Each row divided by its root mean square, times gain.  Derived in kernels/norms.py."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, epsilon: float = 1e-5):
         super().__init__()
+        self.epsilon = np.float32(epsilon)
         self.gain = Parameter((n,), value=1.0)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         _check("x", x, len(self.gain.data))
         self.x, self.rstd = x, self.saved("rstd", len(x))
         y = self.saved("y", *x.shape)
-        norms.rms_norm_forward(x, self.gain.data, y, self.rstd)
+        norms.rms_norm_forward(x, self.gain.data, self.epsilon, y, self.rstd)
         return y
 
     def backward(self, dy: np.ndarray) -> np.ndarray:
@@ -180,7 +220,7 @@ class Embedding(Layer):
 
     def forward(self, ids: np.ndarray) -> np.ndarray:
         self.ids = ids
-        return np.take(self.weight.data, ids, axis=0, out=self.saved("y", len(ids), self.weight.data.shape[1]), mode="clip")
+        return self.weight.rows(ids, self.saved("y", len(ids), self.weight.shape[1]))
 
     # A row was copied to every n with ids[n] = row, so its gradient is the sum of their derivatives.
     def backward(self, dy: np.ndarray) -> None:
@@ -223,9 +263,10 @@ class TiedHead(Layer):
         super().__init__()
         self._embedding = embedding
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.x = x
-        return matmul(x, self._embedding.weight.data.T, self.saved("y", len(x), len(self._embedding.weight.data)))
+    def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """logits (N, V) of x (N, C); in `out`, if given."""
+        self.x, weight = x, self._embedding.weight
+        return weight.times(x, self.saved("y", len(x), weight.shape[0]) if out is None else out, transposed=True)
 
     # As for Linear, with W = E^T.
     def backward(self, dy: np.ndarray) -> np.ndarray:

@@ -9,11 +9,11 @@ from copy import copy
 
 import numpy as np
 
-from .blocks import Block, Rotary
+from .blocks import Block, Rotary, make_norm
 from .config import GPTConfig
-from .incremental import Cache, decode_step
+from .incremental import Cache, decode_step, pack_weights
 from .kernels.threads import threads_for
-from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, LayerNorm, Linear, RMSNorm, TiedHead
+from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, Linear, TiedHead
 
 TOKENS_PER_PASS = 512       # that go through the network at once where nothing needs more; bounds the memory
 
@@ -26,19 +26,20 @@ class GPT(Layer):
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
-        C, D = config.n_embd, config.n_embd // config.n_head
-        self.config = config
+        C, self.config = config.n_embd, config
         self.tokens = Embedding(config.vocab_size, C, 0.02 if config.tied else 0.5)
         self.positions = Embedding(config.block_size, C, 0.02 if config.tied else 0.1) if config.position == "learned" else None
         self._dropout = Dropout(config.dropout, "dropout embedding")
-        self.rotary = Rotary(config.block_size, config.n_head, D) if config.position == "rotary" else None
+        self.rotary = None
+        if config.position == "rotary":
+            self.rotary = Rotary(config.block_size, config.head_size, config.rope_theta, config.rope_factors)
         self.blocks = [Block(config, self.rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
             block.share_buffers(self.blocks[0])
-        norm = LayerNorm(C, config.bias) if config.norm == "layer" else RMSNorm(C)
-        self.norm = norm if config.norm_order == "first" else None       # with norm last, the last block has normalised
+        self.norm = make_norm(config) if config.norm_order == "first" else None     # else the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
+        self.frozen = None                          # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -56,6 +57,18 @@ class GPT(Layer):
             model.parameters()[name].data[...] = parameter.data
         return model
 
+    def freeze(self) -> "GPT":
+        """Hold the matrices packed only, as `step` reads them: for a model that only predicts, with the same bits.
+
+        Its caches need no copy of the weights, and all blocks share the buffers of one.  It cannot be trained any more
+        (`backward` is a RuntimeError), only copied.  Returns the model.
+        """
+        if self.frozen is None:
+            self.frozen = pack_weights(self, release=True)
+            for block in self.blocks[1:]:
+                block.share_buffers(self.blocks[0], saved=True)
+        return self
+
     def share_buffers(self, other: "GPT", saved: bool = False) -> None:
         super().share_buffers(other, saved)
         if saved:
@@ -64,8 +77,9 @@ class GPT(Layer):
     def forward(self, ids: np.ndarray, draw: Draw | None = None, cache: Cache | None = None) -> np.ndarray:
         """Logits (B, T, V) of the windows ids (B, T), T <= block_size: those at t predict the token after ids[:, : t + 1].
 
-        draw (seed, step) turns dropout on.  With a cache from `new_cache`, this is the prefill: the cache receives the keys
-        and values of the windows, and `step` continues them.  ValueError where an id or a shape is out of range.
+        draw (seed, step) turns dropout on.  With a cache from `new_cache`, this is the prefill: the tokens continue those that
+        the cache holds, to which they attend, and it receives their keys and values; another `forward` or `step` goes on from
+        there.  The bits are those of one pass over the whole.  ValueError where an id or a shape is out of range.
         """
         B, T = self._check(ids, 2, cache)
         logits = np.empty((B, T, self.config.vocab_size), np.float32)
@@ -73,9 +87,9 @@ class GPT(Layer):
         for i in range(0, B, rows):
             part = ids[i:i + rows]
             with self._threads(part):
-                logits[i:i + rows] = self._logits(part, draw, _rows_of(cache, i, i + rows)).reshape(len(part), T, -1)
+                self._logits(part, draw, _rows_of(cache, i, i + rows), logits[i:i + rows].reshape(part.size, -1))
         if cache is not None:
-            cache.position = T
+            cache.advance(T)
         return logits
 
     def _check(self, ids, dimensions, cache=None, name="ids"):
@@ -88,20 +102,23 @@ class GPT(Layer):
             raise ValueError(f"{name} must lie in 0 .. {self.config.vocab_size - 1}, but reach from {ids.min()} to {ids.max()}")
         if cache is not None and cache.sequences != len(ids):
             raise ValueError(f"the cache holds {cache.sequences} sequences, but {name} have shape {ids.shape}")
+        if cache is not None:
+            cache.check_room(ids.shape[1] if dimensions == 2 else 1)
         return ids.shape
 
-    def _logits(self, ids, draw, cache=None):
+    def _logits(self, ids, draw, cache=None, out=None):
         B, T = ids.shape
         self._latest["loss of"] = None
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
-            x += self.positions.forward(np.tile(np.arange(T), B))
+            start = cache.position if cache else 0
+            x += self.positions.forward(np.tile(np.arange(start, start + T), B))
         x = self._dropout.forward(x, draw)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, draw, T, cache, layer)
         if self.norm:
             x = self.norm.forward(x)
-        return self.head.forward(x)                                             # (N, V)
+        return self.head.forward(x, out=out)                                    # (N, V)
 
     def loss(self, ids: np.ndarray, targets: np.ndarray, draw: Draw | None = None) -> float:
         """Mean cross-entropy, in nats per token, of targets (B, T) given the windows ids (B, T).
@@ -129,6 +146,8 @@ class GPT(Layer):
         RuntimeError unless `loss` was the last pass through the network (`step` does not count): any other pass overwrites
         the activations that it saved, and between two backward passes the weights may have changed.
         """
+        if self.frozen is not None:
+            raise RuntimeError("a frozen model cannot be trained: train a copy of it")
         if self._latest["loss of"] is not self:
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
         self._latest["loss of"] = None
@@ -149,21 +168,20 @@ class GPT(Layer):
     def _threads(self, rows):
         return threads_for(rows.size * self.config.n_embd ** 2)
 
-    def new_cache(self, sequences: int) -> Cache:
+    def new_cache(self, sequences: int, length: int | None = None) -> Cache:
         """An empty cache for the keys and values of `sequences` sequences (at least 1) that advance in lockstep.
 
-        Its steps use the weights as they are now, whatever training does to them later.
+        It has room for `length` tokens of each, 1 .. block_size, by default block_size.  Its steps use the weights as they are
+        now, whatever training does to them later.  ValueError where the length is out of range.
         """
-        return Cache(self, sequences)
+        return Cache(self, sequences, length)
 
     def step(self, ids: np.ndarray, cache: Cache) -> np.ndarray:
         """Decode: logits (S, V) after one more token ids (S,) of each sequence, bit for bit those of the whole window.
 
-        ValueError where the cache already holds block_size tokens.
+        ValueError where an id or a shape is out of range, or the cache is full.
         """
         self._check(ids, 1, cache)
-        if cache.position >= self.config.block_size:
-            raise ValueError(f"the window is full: block_size is {self.config.block_size} tokens")
         return decode_step(ids.astype(np.int64), cache)
 
 

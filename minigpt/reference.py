@@ -6,9 +6,10 @@ Read this file first.  It holds the complete algorithm (network, gradients, opti
 is efficiency.  Every operation stands in the order that the arithmetic contract prescribes, so what is computed here is not
 close to what `model.py`, `optimizer.py` and `sampling.py` compute: it is the same, to the last bit, for every option.
 
-Letters: B batch, T time, N = B * T rows, C channels, H heads, D = C / H, V vocabulary.  x is (N, C): a row for each token.
-`w` maps the names of the parameters to float32 arrays, `g` to their gradients.  A layer returns its output and the function
-`backward`, which takes dy, the derivative of the loss with respect to that output, adds to `g`, and returns dx.
+Letters: B batch, T time, N = B * T rows, C channels, H heads (Hkv of keys and values), D = C / H, V vocabulary.  x is (N, C):
+a row for each token.  `w` maps the names of the parameters to float32 arrays, `g` to their gradients.  A layer returns its
+output and the function `backward`, which takes dy, the derivative of the loss with respect to that output, adds to `g`, and
+returns dx.
 """
 
 import sys
@@ -21,8 +22,6 @@ import numpy as np
 from .config import GPTConfig, OptimizerConfig
 from .exact import (add_rows, exp, f32, fma, integers, keep, log, matmul, maximum, power, rotary_tables, row_dot, row_max,
                     row_sum, sum_of_squares, uniform, words)
-
-EPSILON = f32(1e-5)     # of the norms
 
 # --- linear layers and embeddings -----------------------------------------------------------------------------------------
 
@@ -62,13 +61,13 @@ def embedding(ids, w, g, name):
 
 # --- norms ------------------------------------------------------------------------------------------------------------------
 
-def norm(x, w, g, name, kind):
+def norm(x, w, g, name, kind, epsilon=1e-5):
     """layer: each row to mean 0 and variance 1, times gain, plus bias [Ba et al. 2016].
     rms: each row over its root mean square, times gain [Zhang and Sennrich 2019]."""
     gain, bias, C = w[f"{name}.gain"], w.get(f"{name}.bias", f32(0)), f32(x.shape[-1])
     mean = row_sum(x) / C if kind == "layer" else f32(0)                        # (N, 1)
     centred = x - mean
-    rstd = f32(1) / np.sqrt(row_dot(centred, centred) / C + EPSILON)            # (N, 1): one over the standard deviation
+    rstd = f32(1) / np.sqrt(row_dot(centred, centred) / C + f32(epsilon))         # (N, 1): one over the standard deviation
     n = centred * rstd
     y = fma(n, gain, bias) if kind == "layer" else n * gain
 
@@ -98,24 +97,27 @@ def softmax_parts(x):
 
 
 def attend(q, k, v):
-    """softmax(q k^T / sqrt(D), over the row's own and earlier positions) v, for each head.  k and v are (B, H, T, D);
-    q (B, H, t, D) stands at the last t of their positions, in training at all of them."""
-    t, T, scale = q.shape[2], k.shape[2], f32(1) / np.sqrt(f32(q.shape[3]))
-    seen = np.tri(t, T, T - t, dtype=bool)
-    scores = np.where(seen, matmul(q, k.swapaxes(2, 3)) * scale, f32(-np.inf))              # (B, H, t, T)
+    """softmax(q k^T / sqrt(D), over the row's own and earlier positions) v, for each head.  k and v are (B, Hkv, T, D);
+    q (B, H, t, D) stands at the last t of their positions, in training at all of them.  Each head of k and v serves a group of
+    G = H / Hkv heads of q [Ainslie et al. 2023]: one after the other, their rows are so many more queries, G * t of them."""
+    shape, (B, Hkv, T, D) = q.shape, k.shape
+    G, t, scale = shape[1] // Hkv, shape[2], f32(1) / np.sqrt(f32(D))
+    q, seen = q.reshape(B, Hkv, G * t, D), np.tile(np.tri(t, T, T - t, dtype=bool), (G, 1))
+    scores = np.where(seen, matmul(q, k.swapaxes(2, 3)) * scale, f32(-np.inf))              # (B, Hkv, G * t, T)
     e, peak, total = softmax_parts(scores)
     out = (matmul(e, v) + f32(0)) / total                       # + 0: a zero's sign must not depend on the masked keys
 
     # out = P v with P = e / total, so dv = P^T dout and dP = dout v^T.  Of the softmax P_j = e^S_j / sum_m e^S_m, in a row,
     #   dP_j/dS_i = P_j * ((i == j) - P_i), hence dS_i = sum_j dP_j * dP_j/dS_i = P_i * (dP_i - sum_j P_j dP_j),
     # where sum_j P_j dP_j = sum_j P_j (dout . v_j) = dout . out needs no P.  And S = scale * q k^T, so
-    #   dq = scale * dS k,   dk = scale * dS^T q
+    #   dq = scale * dS k,   dk = scale * dS^T q,   where the rows of P, S, dout and q are those of the whole group
     def backward(dout):
+        dout = dout.reshape(out.shape)
         P = exp(scores - peak) * (f32(1) / total)
         dP = matmul(dout, v.swapaxes(2, 3))
         dS = np.where(seen, P * (dP - row_dot(dout, out)) * scale, f32(0))
-        return matmul(dS, k), matmul(dS.swapaxes(2, 3), q), matmul(P.swapaxes(2, 3), dout)
-    return out, backward
+        return matmul(dS, k).reshape(shape), matmul(dS.swapaxes(2, 3), q), matmul(P.swapaxes(2, 3), dout)
+    return out.reshape(shape), backward
 
 
 def rotate(x, cosine, sine):
@@ -127,18 +129,18 @@ def rotate(x, cosine, sine):
 
 def attention(x, config, w, g, name, T, start=0, past=None):
     """(N, C) -> (N, C): q, k and v are linear in x; q and k may be normalised, and rotated, head by head.  For generating,
-    past[name] holds the keys and values of the `start` tokens before x."""
-    H, D, parts = config.n_head, config.n_embd // config.n_head, ("query", "key", "value")
+    past[name] holds the keys and values of tokens before x, the first of which stands at position `start`."""
+    D, parts = config.head_size, ("query", "key", "value")
     (q, q_back), (k, k_back), (v, v_back) = (linear(x, w, g, f"{name}.{part}") for part in parts)
     if config.qk_norm:
-        (q, q_norm_back), (k, k_norm_back) = (norm(y.reshape(-1, D), w, g, f"{name}.{part}_norm", "rms")
+        (q, q_norm_back), (k, k_norm_back) = (norm(y.reshape(-1, D), w, g, f"{name}.{part}_norm", "rms", config.norm_epsilon)
                                               for y, part in zip((q, k), parts))
-    q, k, v = (y.reshape(-1, T, H, D).transpose(0, 2, 1, 3) for y in (q, k, v))             # (B, H, T, D)
+    q, k, v = (y.reshape(len(x) // T, T, -1, D).transpose(0, 2, 1, 3) for y in (q, k, v))   # (B, H, T, D), (B, Hkv, T, D)
     if config.position == "rotary":
-        cosine, sine = (table[start:] for table in rotary_tables(start + T, D))
+        cosine, sine = (table[start:] for table in rotary_tables(start + T, D, config.rope_theta, config.rope_factors))
         q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
     if past is not None:
-        if start:
+        if name in past:
             k, v = (np.concatenate(pair, axis=2) for pair in zip(past[name], (k, v)))
         past[name] = k, v
     out, attend_back = attend(q, k, v)
@@ -146,17 +148,17 @@ def attention(x, config, w, g, name, T, start=0, past=None):
 
     # The lines above from the last to the first.  x went into three projections, so dx is the sum of what they send back.
     def backward(dy):
-        dq, dk, dv = attend_back(projection_back(dy).reshape(-1, T, H, D).transpose(0, 2, 1, 3))
+        dq, dk, dv = attend_back(projection_back(dy).reshape(len(x) // T, T, -1, D).transpose(0, 2, 1, 3))
         if config.position == "rotary":
             dq, dk = rotate(dq, cosine, -sine), rotate(dk, cosine, -sine)
-        dq, dk, dv = (d.transpose(0, 2, 1, 3).reshape(x.shape) for d in (dq, dk, dv))       # (N, C)
+        dq, dk, dv = (d.transpose(0, 2, 1, 3).reshape(len(x), -1) for d in (dq, dk, dv))    # (N, C), (N, Hkv * D)
         if config.qk_norm:
-            dq, dk = (back(d.reshape(-1, D)).reshape(x.shape) for d, back in ((dq, q_norm_back), (dk, k_norm_back)))
+            dq, dk = (back(d.reshape(-1, D)).reshape(d.shape) for d, back in ((dq, q_norm_back), (dk, k_norm_back)))
         return v_back(dv, k_back(dk, q_back(dq)))
     return y, backward
 
 
-# --- the feed-forward pair, dropout, and the residual connection around both ------------------------------------------------
+# --- the feed-forward layer, dropout, and the residual connection around both ------------------------------------------------
 
 def activation(x, kind):
     """relu: max(x, 0).  relu2: its square [So et al. 2021].  gelu: 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3)
@@ -173,12 +175,29 @@ def activation(x, kind):
     return positive * positive, lambda dy: (positive + positive) * dy           # d(p^2) = 2 p dp
 
 
+def gated(z, x):
+    """silu(z) * x, where z opens or closes the gate for x [Shazeer 2020]; silu(z) = z s with s = 1 / (1 + e^-z)."""
+    s = f32(1) / (f32(1) + exp(-z))
+    # ds/dz = s (1 - s), so silu'(z) = s + z s (1 - s):   dz = dy * x * silu'(z),   dx = dy * silu(z)
+    return z * s * x, lambda dy: (dy * x * fma(z * s, f32(1) - s, s), dy * (z * s))
+
+
 def feed_forward(x, config, w, g, name):
-    """y = act(x W1) W2, with 4 C channels between: (N, C) -> (N, C).  dx = (act'(x W1) * dy W2^T) W1^T."""
+    """y = act(x W1) W2, or with SwiGLU (silu(x Wg) * (x W1)) W2: (N, C) -> (N, n_hidden) -> (N, C)."""
+    if config.activation == "swiglu":
+        gate, gate_back = linear(x, w, g, f"{name}.gate")
     hidden, expand_back = linear(x, w, g, f"{name}.expand")
-    active, activation_back = activation(hidden, config.activation)
+    active, activation_back = gated(gate, hidden) if config.activation == "swiglu" else activation(hidden, config.activation)
     y, contract_back = linear(active, w, g, f"{name}.contract")
-    return y, lambda dy: expand_back(activation_back(contract_back(dy)))
+
+    # dx = (act'(x W1) * dy W2^T) W1^T; x that went into two matrices gets the sum of what both send back.
+    def backward(dy):
+        dhidden = activation_back(contract_back(dy))
+        if config.activation == "swiglu":
+            dgate, dhidden = dhidden
+            return expand_back(dhidden, gate_back(dgate))
+        return expand_back(dhidden)
+    return y, backward
 
 
 def dropout(x, p, purpose, draw):
@@ -193,12 +212,12 @@ def dropout(x, p, purpose, draw):
 def residual(x, config, w, g, name, sublayer, draw):
     """Norm first: x + f(norm(x)).  Norm last, as first published: norm(x + f(x))."""
     first = config.norm_order == "first"
-    inner, norm_back = norm(x, w, g, f"{name}.norm", config.norm) if first else (x, None)
+    inner, norm_back = norm(x, w, g, f"{name}.norm", config.norm, config.norm_epsilon) if first else (x, None)
     y, sublayer_back = sublayer(inner, config, w, g, name)
     y, dropout_back = dropout(y, config.dropout, f"dropout {name}", draw)
     y = x + y
     if not first:
-        y, norm_back = norm(y, w, g, f"{name}.norm", config.norm)
+        y, norm_back = norm(y, w, g, f"{name}.norm", config.norm, config.norm_epsilon)
 
     # y = x + f(x) with the Jacobian J of f:  dx = dy + J^T dy.  The gradient has a way around every sublayer.
     def backward(dy):
@@ -213,10 +232,13 @@ def residual(x, config, w, g, name, sublayer, draw):
 
 def parameters(config):
     """(name, shape, standard deviation of the initial values, mean) of every parameter, in order."""
-    C, std, std_out = config.n_embd, 0.5 / np.sqrt(config.n_embd), 0.5 / (np.sqrt(config.n_embd) * np.sqrt(config.n_layer))
+    C, std, kv = config.n_embd, 0.5 / np.sqrt(config.n_embd), config.kv_heads * config.head_size
 
-    def linear(name, n_in, n_out, std):
-        return [(f"{name}.weight", (n_in, n_out), std, 0)] + [(f"{name}.bias", (n_out,), 0, 0)] * config.bias
+    def linear(name, n_in, n_out, std, bias=config.bias):
+        return [(f"{name}.weight", (n_in, n_out), std, 0)] + [(f"{name}.bias", (n_out,), 0, 0)] * bias
+
+    def std_out(n_in):
+        return 0.5 / (np.sqrt(n_in) * np.sqrt(config.n_layer))
 
     def norm(name, n=C, kind=config.norm):
         return [(f"{name}.gain", (n,), 0, 1)] + [(f"{name}.bias", (n,), 0, 0)] * (config.bias and kind == "layer")
@@ -227,14 +249,17 @@ def parameters(config):
     for i in range(config.n_layer):
         name = f"blocks.{i}.attention"
         yield from norm(f"{name}.norm")
-        yield from (p for part in ("query", "key", "value") for p in linear(f"{name}.{part}", C, C, std))
+        yield from (p for part, n_out in (("query", C), ("key", kv), ("value", kv))
+                    for p in linear(f"{name}.{part}", C, n_out, std, config.bias or config.qkv_bias))
         if config.qk_norm:
-            yield from (p for part in ("query", "key") for p in norm(f"{name}.{part}_norm", C // config.n_head, "rms"))
-        yield from linear(f"{name}.projection", C, C, std_out)
+            yield from (p for part in ("query", "key") for p in norm(f"{name}.{part}_norm", config.head_size, "rms"))
+        yield from linear(f"{name}.projection", C, C, std_out(C))
         name = f"blocks.{i}.feed_forward"
         yield from norm(f"{name}.norm")
-        yield from linear(f"{name}.expand", C, 4 * C, std)
-        yield from linear(f"{name}.contract", 4 * C, C, std_out / 2)
+        if config.activation == "swiglu":
+            yield from linear(f"{name}.gate", C, config.hidden, std)
+        yield from linear(f"{name}.expand", C, config.hidden, std)
+        yield from linear(f"{name}.contract", config.hidden, C, std_out(config.hidden))
     if config.norm_order == "first":
         yield from norm("norm")
     if not config.tied:
@@ -254,8 +279,9 @@ def initial_weights(config, seed):
 
 def forward(config, w, ids, draw=None, g=None, past=None):
     """logits (B * T, V) of the windows ids (B, T), and `backward`, which takes their derivative and fills g.  For generating,
-    past ({} at first) remembers the keys and values, so that ids are only the tokens that have come since."""
-    (B, T), start = ids.shape, next(iter(past.values()))[0].shape[2] if past else 0
+    past ({} at first) remembers the keys and values, so that ids are only the tokens that have come since; and, as "position",
+    how many came before, be they still remembered or not (see `drop`)."""
+    (B, T), start = ids.shape, past.get("position", 0) if past else 0
     x, tokens_back = embedding(ids.reshape(-1), w, g, "tokens")                             # (N, C)
     if config.position == "learned":
         positions, positions_back = embedding(np.tile(np.arange(start, start + T), B), w, g, "positions")
@@ -267,10 +293,12 @@ def forward(config, w, ids, draw=None, g=None, past=None):
             x, back = residual(x, config, w, g, f"blocks.{i}.{part}", sublayer, draw)
             backs.append(back)
     if config.norm_order == "first":
-        x, back = norm(x, w, g, "norm", config.norm)
+        x, back = norm(x, w, g, "norm", config.norm, config.norm_epsilon)
         backs.append(back)
     logits, back = tied_head(x, w, g) if config.tied else linear(x, w, g, "head")           # (N, V)
     backs.append(back)
+    if past is not None:
+        past["position"] = start + T
 
     def backward(dx):
         for back in reversed(backs):
@@ -279,6 +307,12 @@ def forward(config, w, ids, draw=None, g=None, past=None):
             positions_back(dx)                                      # of a sum, both parts get the same derivative
         tokens_back(dx)
     return logits, backward
+
+
+def drop(past, count):
+    """Forget the oldest `count` tokens: those that come attend to the others, which keep their positions."""
+    for name, (k, v) in [item for item in past.items() if item[0] != "position"]:
+        past[name] = k[:, :, count:], v[:, :, count:]
 
 
 def loss_and_gradients(config, w, ids, targets, draw=None):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import rng
+from .bpe import BPETokenizer
 from .kernels.softmax import softmax_row
 from .model import GPT
 from .tokenizer import ByteTokenizer, CharTokenizer
@@ -64,20 +65,25 @@ def generate(model: GPT, ids: np.ndarray, temperature: float = 1.0, top_k: int =
         count += 1
 
 
-def stream(model: GPT, tokenizer: ByteTokenizer | CharTokenizer, prompt: str = "", tokens: int = 500, stop: str = "",
-           **options) -> Iterator[str]:
+def stream(model: GPT, tokenizer: ByteTokenizer | CharTokenizer | BPETokenizer, prompt: str = "", tokens: int = 500,
+           stop: str = "", **options) -> Iterator[str]:
     """Pieces of text (str) that follow the prompt, as they are made: at most `tokens` tokens, and none from `stop` on.
 
-    An empty prompt starts as if after a line break.  ValueError where the tokenizer cannot encode the prompt or a number
-    is out of range.
+    An empty prompt starts as if after a line break, or with the token that starts a text, where the tokenizer has one.  A
+    control token ends the text.  ValueError where the tokenizer cannot encode the prompt or a number is out of range.
     """
     if tokens < 0:
         raise ValueError(f"tokens must be at least 0, but is {tokens}")
-    ids = tokenizer.encode(prompt or "\n") if prompt or "\n" in getattr(tokenizer, "stoi", "\n") else np.zeros(1, np.int64)
+    if (start := getattr(tokenizer, "start", None)) is not None:
+        ids = np.array([start, *tokenizer.encode(prompt)])
+    else:
+        ids = tokenizer.encode(prompt or "\n") if prompt or "\n" in getattr(tokenizer, "stoi", "\n") else np.zeros(1, np.int64)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     held = ""                                            # what may turn out to be the beginning of the stop text
     for _, token in zip(range(tokens), generate(model, ids, **options)):
-        held += decoder.decode(tokenizer.decode_bytes([token]))
+        if not (piece := tokenizer.decode_bytes([token])):
+            break
+        held += decoder.decode(piece)
         if stop and stop in held:
             yield held[:held.index(stop)]
             return

@@ -1,6 +1,8 @@
-"""Text to token ids and back: by bytes, which can encode any file, or by the characters of one text."""
+"""Text to token ids and back: by bytes, which can encode any file, or by the characters of one text.  (bpe.py: by merges.)"""
 
 import numpy as np
+
+from .bpe import BPETokenizer
 
 
 class ByteTokenizer:
@@ -58,11 +60,13 @@ class CharTokenizer:
         return {"kind": "characters", "characters": "".join(self.itos)}
 
 
-def from_json(description: dict) -> ByteTokenizer | CharTokenizer:
+def from_json(description: dict) -> ByteTokenizer | CharTokenizer | BPETokenizer:
     """The tokenizer that `to_json` described.  ValueError for anything else."""
     match description:
         case {"kind": "bytes"}:
             return ByteTokenizer()
         case {"kind": "characters", "characters": str(characters)}:
             return CharTokenizer(characters)
+        case {"kind": "bpe"}:
+            return BPETokenizer.from_json(description)
     raise ValueError(f"unknown tokenizer {description!r}")

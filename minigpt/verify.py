@@ -82,6 +82,12 @@ EXPECTED = {
     "adamw: gradients": "aef8c143256e155a54c6967def2c413fbcf40f22af76e664913f91f8f210749d",
     "adamw: weights after 4 steps": "6826323c24c902e1ba44dc8146ca0ba033594544c1b0c9391b9601d493be7e15",
     "adamw: sampled tokens": "384a05d9dca53ffaf6c60bcb1e7cc1f897c57a9f79ae4cfa73f0eb496cfcc370",
+    "llama: initial weights": "c872464f77c88e899d00c1e4e6c85a8111f1b0fbaf929155f5701817e6a704a3",
+    "llama: logits": "9ad243aab1f9c61f03efceef2095e5288a311821b228f1ccfa5ef5581f91df11",
+    "llama: logits, token by token": "9ad243aab1f9c61f03efceef2095e5288a311821b228f1ccfa5ef5581f91df11",
+    "llama: gradients": "75e262a1bc32a58e260e66c1a2fb15aa4949d0e1538a16d494ddf5523a7a9517",
+    "llama: weights after 4 steps": "df7adff44852dc69e206cca323a376bd14920c87488d017cec35816ba3ffb2f3",
+    "llama: sampled tokens": "0f316f6031154ae110289644412b4abef3255f849db3ace8b2bd0022e75b2875",
     "wide: logits, token by token": "67b6869c66b801470485759c8ae8fb52699732544e4dce0fbcb79628e0c33220",
 }
 
@@ -92,8 +98,11 @@ RUNS = {
     "adamw": (GPTConfig(vocab_size=65, block_size=26, n_layer=2, n_head=2, n_embd=36, position="learned", norm="layer",
                         norm_order="last", activation="gelu", qk_norm=False, bias=True, tied=True, dropout=0.1),
               OptimizerConfig(optimizer="adamw", warmup=1)),
+    "llama": (GPTConfig(vocab_size=65, block_size=26, n_layer=2, n_head=4, n_embd=72, activation="swiglu", qk_norm=False,
+                        tied=True, n_kv_head=2, n_hidden=100, rope_theta=100000.0, norm_epsilon=1e-6, qkv_bias=True),
+              OptimizerConfig(optimizer="muon", warmup=1)),
 }
-STEPS, BATCH = 4, 3
+STEPS, BATCH, EPSILON = 4, 3, np.float32(1e-5)
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-40, 1.17549435e-38, 3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
 
 
@@ -161,14 +170,14 @@ def kernels():
     yield "matmul: += x^T dy", sha256(matmul(x.T, numbers("y", N, 300), W, accumulate=True))
 
     y, mean, rstd, dx, dgain, dbias = outputs((N, C), N, N, (N, C), C, C)
-    norms.layer_norm_forward(odd, gain, bias, y, mean, rstd)
+    norms.layer_norm_forward(odd, gain, bias, EPSILON, y, mean, rstd)
     yield "layer norm", sha256(y, mean, rstd)
-    norms.layer_norm_forward(x, gain, bias, y, mean, rstd)
+    norms.layer_norm_forward(x, gain, bias, EPSILON, y, mean, rstd)
     norms.layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias)
     yield "layer norm, backward", sha256(dx, dgain, dbias)
-    norms.rms_norm_forward(odd, gain, y, rstd)
+    norms.rms_norm_forward(odd, gain, EPSILON, y, rstd)
     yield "RMS norm", sha256(y, rstd)
-    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_forward(x, gain, EPSILON, y, rstd)
     norms.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
     yield "RMS norm, backward", sha256(dx, dgain)
     total, table = outputs(C, (7, C))

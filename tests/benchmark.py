@@ -226,7 +226,7 @@ class Ours(NumPy):
         model.forward(ids[:, :half], cache=cache)
 
         def step():
-            cache.position = half
+            cache.held = cache.position = half
             return model.step(ids[:, half], cache)
         return [step], step()
 

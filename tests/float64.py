@@ -17,6 +17,10 @@ CONFIGS = {
     "llama-like": dict(activation="gelu", qk_norm=False, tied=True),
     "last-rms": dict(norm_order="last", bias=True, tied=True),
     "learned-qk-norm": dict(position="learned", norm="layer", activation="relu", bias=True, n_head=1),
+    "llama": dict(n_kv_head=1, activation="swiglu", n_hidden=20, rope_theta=1000.0, norm_epsilon=1e-4, qkv_bias=True,
+                  qk_norm=False, tied=True),
+    "grouped": dict(n_head=4, n_kv_head=2, position="learned", norm="layer", norm_order="last", activation="swiglu", bias=True,
+                    norm_epsilon=1e-3),
     "dropout": dict(norm="layer", dropout=0.25),
     "dropout-last": dict(position="learned", norm_order="last", activation="gelu", bias=True, tied=True, dropout=0.5),
 }
@@ -56,25 +60,26 @@ def linear(x, weights, name):
     return np.einsum("...i,ij->...j", x, weights[f"{name}.weight"]) + weights.get(f"{name}.bias", 0)
 
 
-def layer_norm(x, gain, bias=0):
+def layer_norm(x, gain, epsilon, bias=0):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + 1e-5) * gain + bias
+    return centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + epsilon) * gain + bias
 
 
-def rms_norm(x, gain):
-    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-5) * gain
+def rms_norm(x, gain, epsilon):
+    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + epsilon) * gain
 
 
 def normalise(x, config, weights, name):
     if config.norm == "rms":
-        return rms_norm(x, weights[f"{name}.gain"])
-    return layer_norm(x, weights[f"{name}.gain"], weights.get(f"{name}.bias", 0))
+        return rms_norm(x, weights[f"{name}.gain"], config.norm_epsilon)
+    return layer_norm(x, weights[f"{name}.gain"], config.norm_epsilon, weights.get(f"{name}.bias", 0))
 
 
-def rotate(x):
-    """x (..., T, D): channels i and i + D/2 are one complex number, turned by t * 10000^(-2i/D)."""
+def rotate(x, theta=10000.0, factors=()):
+    """x (..., T, D): channels i and i + D/2 are one complex number, turned by t * theta^(-2i/D) / factor."""
     T, half = x.shape[-2], x.shape[-1] // 2
-    turn = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-np.arange(half) / half))
+    frequencies = theta ** (-np.arange(half) / half) / (np.array(factors) if factors else 1)
+    turn = np.exp(1j * np.arange(T)[:, None] * frequencies)
     turned = (x[..., :half] + 1j * x[..., half:]) * turn
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
@@ -86,12 +91,13 @@ def softmax(x):
 
 def attention(x, config, weights, name):
     B, T, C = x.shape
-    q, k, v = (linear(x, weights, f"{name}.{part}").reshape(B, T, config.n_head, -1).transpose(0, 2, 1, 3)
+    q, k, v = (linear(x, weights, f"{name}.{part}").reshape(B, T, -1, C // config.n_head).transpose(0, 2, 1, 3)
                for part in ("query", "key", "value"))                                                   # (B, H, T, D)
     if config.qk_norm:
-        q, k = rms_norm(q, weights[f"{name}.query_norm.gain"]), rms_norm(k, weights[f"{name}.key_norm.gain"])
+        q, k = (rms_norm(x, weights[f"{name}.{part}_norm.gain"], config.norm_epsilon) for x, part in ((q, "query"), (k, "key")))
     if config.position == "rotary":
-        q, k = rotate(q), rotate(k)
+        q, k = (rotate(x, config.rope_theta, config.rope_factors) for x in (q, k))
+    k, v = (np.repeat(x, config.n_head // x.shape[1], axis=1) for x in (k, v))      # the heads of a group share them
     scores = np.einsum("bhid,bhjd->bhij", q, k) / np.sqrt(C / config.n_head)
     future = np.arange(T)[None, :] > np.arange(T)[:, None]
     out = np.einsum("bhij,bhjd->bihd", softmax(np.where(future, -np.inf, scores)), v)
@@ -105,6 +111,9 @@ def activation(x, kind):
 
 
 def feed_forward(x, config, weights, name):
+    if config.activation == "swiglu":
+        gate = linear(x, weights, f"{name}.gate")
+        return linear(gate / (1 + np.exp(-gate)) * linear(x, weights, f"{name}.expand"), weights, f"{name}.contract")
     return linear(activation(linear(x, weights, f"{name}.expand"), config.activation), weights, f"{name}.contract")
 
 

@@ -19,6 +19,7 @@ from minigpt.model import GPT, GPTConfig
 from minigpt.tokenizer import ByteTokenizer
 from tests.golden_coder import TINY, taught
 
+LLAMA = replace(TINY, activation="swiglu", n_kv_head=1, n_hidden=40, rope_theta=500.0, qkv_bias=True, qk_norm=False)
 ODD = GPTConfig(block_size=9, n_layer=1, n_head=1, n_embd=14, position="learned", norm="layer", norm_order="last",
                 activation="gelu", qk_norm=False, bias=True, tied=True)
 
@@ -33,7 +34,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "coder.reference", *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("models", [[TINY], [ODD], [TINY, replace(TINY, n_embd=24, activation="relu")]])
+@pytest.mark.parametrize("models", [[TINY], [ODD], [LLAMA], [TINY, replace(TINY, n_embd=24, activation="relu")]])
 @pytest.mark.parametrize("size, block_bits", [(1, 18), (40, 18), *(pytest.param(*case, marks=pytest.mark.slow)
                                                                            for case in ((2049, 18), (1040, 10)))])
 def test_it_decodes_what_the_compressor_wrote(models, size, block_bits, tmp_path):

@@ -54,9 +54,9 @@ def linear(bias):
     return Case(layer.parameters("layer."), layer.forward, layer.backward, lambda x, w: float64.linear(x, w, "layer"))
 
 
-def norm(kind, bias=False):
-    layer = LayerNorm(C, bias) if kind == "layer" else RMSNorm(C)
-    config = float64.make_config("default", norm=kind)
+def norm(kind, bias=False, epsilon=1e-5):
+    layer = LayerNorm(C, bias, epsilon) if kind == "layer" else RMSNorm(C, epsilon)
+    config = float64.make_config("default", norm=kind, norm_epsilon=epsilon)
     return Case(layer.parameters("layer."), layer.forward, layer.backward,
                 lambda x, w: float64.normalise(x, config, w, "layer"))
 
@@ -73,7 +73,7 @@ def tied_head():
 
 
 def rotary():
-    layer = Rotary(T, 2, C // 2)
+    layer = Rotary(T, C // 2)
 
     def plain(x, w):
         heads = x.reshape(B, T, 2, C // 2).swapaxes(1, 2)                      # (B, H, T, D)
@@ -83,13 +83,14 @@ def rotary():
 
 def attention(**choices):
     config = float64.make_config("default", n_head=3, **choices)
-    layer = Attention(config, Rotary(T, 3, C // 3) if config.position == "rotary" else None, std=0, std_out=0)
+    rotary = Rotary(T, C // 3, config.rope_theta, config.rope_factors) if config.position == "rotary" else None
+    layer = Attention(config, rotary, std=0, std_out=0)
     return Case(layer.parameters("layer."), lambda x: layer.forward(x, T), layer.backward,
                 lambda x, w: float64.attention(x.reshape(B, T, C), config, w, "layer").reshape(N, C))
 
 
-def feed_forward(activation, bias):
-    config = float64.make_config("default", activation=activation, bias=bias)
+def feed_forward(activation, bias, n_hidden=0):
+    config = float64.make_config("default", activation=activation, bias=bias, n_hidden=n_hidden)
     layer = FeedForward(config, std=0, std_out=0)
     return Case(layer.parameters("layer."), layer.forward, layer.backward,
                 lambda x, w: float64.feed_forward(x, config, w, "layer"))
@@ -118,13 +119,16 @@ def cross_entropy():
 LAYERS = {
     "linear": lambda: linear(bias=True), "linear without bias": lambda: linear(bias=False),
     "layer norm": lambda: norm("layer", bias=True), "layer norm without bias": lambda: norm("layer"),
-    "rms norm": lambda: norm("rms"),
+    "rms norm": lambda: norm("rms"), "rms norm, another epsilon": lambda: norm("rms", epsilon=0.01),
     "embedding": embedding, "tied head": tied_head, "rotary": rotary, "dropout": dropout, "cross-entropy": cross_entropy,
     "attention": lambda: attention(position="learned", qk_norm=False, bias=True),
     "attention, rotary": lambda: attention(qk_norm=False),
     "attention, qk norm": lambda: attention(position="learned", bias=True),
     "attention, rotary, qk norm": lambda: attention(),
+    "attention, grouped": lambda: attention(n_kv_head=1, qkv_bias=True),
+    "attention, another base": lambda: attention(rope_theta=500.0, rope_factors=(1.0, 4.0), norm_epsilon=0.01),
     "relu": lambda: feed_forward("relu", bias=True), "relu2": lambda: feed_forward("relu2", bias=False),
+    "swiglu": lambda: feed_forward("swiglu", bias=True), "swiglu, narrow": lambda: feed_forward("swiglu", False, 17),
     "gelu": lambda: feed_forward("gelu", bias=True),
     "residual, norm first": lambda: residual("first"), "residual, norm last": lambda: residual("last"),
 }

@@ -3,6 +3,7 @@
 Shapes are odd, larger than a tile of the matrix product, a block of attention's rows and a panel (4 C > 256).
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import minigpt.model
+from minigpt.checkpoint import fingerprint
 from minigpt.kernels.decode import step_by_columns
 from minigpt.kernels.matmul import matmul
 from minigpt.kernels.threads import MOST_THREADS, get_num_threads, set_num_threads
@@ -122,13 +124,13 @@ def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logit
     assert same(steps(model, ids, model.new_cache(B)), logits)
 
 
-@pytest.mark.parametrize("model", ["gpt-2", "transformer"], indirect=True)
+@pytest.mark.parametrize("model", ["gpt-2", "transformer", "llama", "grouped"], indirect=True)
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7, 16])
 @pytest.mark.parametrize("S", [1, B])
 def test_steps_that_share_the_columns_have_the_same_bits(model, ids, logits, tasks, S):
     cache, out = model.new_cache(S), np.empty((T, S, 67), np.float32)
     for t in range(T):
-        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.keys, cache.values, t, tasks, out[t])
+        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.keys, cache.values, t, t, tasks, out[t])
     assert same(np.ascontiguousarray(out.swapaxes(0, 1)), logits[:S])
 
 
@@ -143,11 +145,55 @@ def test_steps_go_on_where_a_window_ended(model, ids, logits, length):
     assert same(steps(model, ids[:, length:], cache), logits[:, length:])
 
 
-def test_a_cache_forgets_its_last_window(model, ids, logits):
-    cache = model.new_cache(B)
-    model.forward(ids[::-1], cache=cache)
-    model.forward(ids[:, :7], cache=cache)
-    assert same(steps(model, ids[:, 7:], cache), logits[:, 7:])
+CHUNKS = [1, 1, 14, 1, 24, 12]
+
+
+@pytest.mark.parametrize("chunks", [CHUNKS, CHUNKS[::-1], [26, 27], [T - 1, 1]], ids=str)
+def test_chunks_of_a_window_have_the_bits_of_the_whole(model, ids, logits, chunks):
+    """And so have steps between them."""
+    cache, start = model.new_cache(B), 0
+    for i, count in enumerate(chunks):
+        part = ids[:, start:start + count]
+        found = steps(model, part, cache) if count == 1 and i % 2 else model.forward(part, cache=cache)
+        assert same(found, logits[:, start:start + count]), start
+        start += count
+    assert start == T == cache.held == cache.position
+
+
+def test_a_cache_with_room_for_fewer_tokens_has_the_same_bits(model, ids, logits):
+    cache = model.new_cache(B, 21)
+    assert same(model.forward(ids[:, :10], cache=cache), logits[:, :10])
+    assert same(steps(model, ids[:, 10:21], cache), logits[:, 10:21])
+
+
+def slide(model, ids, chunks, dropped):
+    """The logits (B, T, V) of tokens that come in such chunks, while before each of them so many are dropped."""
+    cache, start, found = model.new_cache(len(ids), 24), 0, []
+    for count, drop in zip(chunks, dropped):
+        cache.drop(drop)
+        found.append(model.forward(ids[:, start:start + count], cache=cache))
+        start += count
+    return np.concatenate(found, axis=1)
+
+
+def test_a_cache_that_slides_has_the_same_bits_by_chunks_and_token_by_token(model, ids):
+    chunks, dropped = [10, 14, 5, 7, 4, 12], [0, 0, 6, 10, 1, 20]
+    found, cache, start = slide(model, ids, chunks, dropped), model.new_cache(B, 24), 0
+    for count, drop in zip(chunks, dropped):
+        cache.drop(drop)
+        assert same(steps(model, ids[:, start:start + count], cache), found[:, start:start + count]), start
+        start += count
+    assert not rows_depend_on_the_batch(lambda rows: slide(model, rows, chunks, dropped), ids)
+
+
+def test_dropped_tokens_are_forgotten_and_those_that_stay_are_not(model, ids):
+    """In a network of one layer the keys and values of a token depend on nothing but itself and its position."""
+    own = float64.make_model(dataclasses.replace(model.config, n_layer=1))
+    chunks, dropped = [20, 10], [0, 6]
+    found = slide(own, ids, chunks, dropped)[:, 20:]
+    for t in range(20):
+        changed = slide(own, with_another_token(ids, t, 67), chunks, dropped)[:, 20:]
+        assert same(changed, found) if t < 6 else not same(changed[:, -1], found[:, -1])
 
 
 def test_two_caches_in_turn_do_not_mix(model, ids, logits):
@@ -163,6 +209,19 @@ def test_steps_of_a_new_cache_see_what_training_did_to_the_weights(model, ids):
     train(own)
     after = own.forward(ids)
     assert not same(before, after) and same(steps(own, ids, own.new_cache(B)), after)
+
+
+# --- frozen ---------------------------------------------------------------------------------------------------------
+
+def test_a_frozen_model_has_the_same_bits_and_is_a_model_still(model, ids, logits):
+    frozen = model.copy().freeze()
+    assert same(frozen.forward(ids), logits) and fingerprint(frozen) == fingerprint(model)
+    assert frozen.loss(ids[:, 1:], ids[:, :-1]) == model.loss(ids[:, 1:], ids[:, :-1])
+    cache = frozen.new_cache(B, T)
+    assert same(frozen.forward(ids[:, :20], cache=cache), logits[:, :20])
+    assert same(steps(frozen, ids[:, 20:30], cache), logits[:, 20:30])
+    assert same(frozen.forward(ids[:, 30:], cache=cache), logits[:, 30:])
+    assert same(frozen.freeze().copy().forward(ids), logits)
 
 
 # --- a batch and its parts --------------------------------------------------------------------------------------------

@@ -415,12 +415,13 @@ def rms_norm(x, gain):
     return x / np.sqrt(np.mean(x ** 2, axis=1, keepdims=True) + 1e-5) * gain
 
 
+EPSILON = np.float32(1e-5)
 NORM_SHAPES = [(N, C) for N in (1, 5) for C in LENGTHS]
 
 
 def layer_norm_forward(x, gain, bias):
     y, mean, rstd = np.empty_like(x), np.empty(len(x), np.float32), np.empty(len(x), np.float32)
-    norms.layer_norm_forward(x, gain, bias, y, mean, rstd)
+    norms.layer_norm_forward(x, gain, bias, EPSILON, y, mean, rstd)
     return y, mean, rstd
 
 
@@ -455,7 +456,7 @@ def test_layer_norm_backward_is_the_slope(N, C):
 @pytest.mark.parametrize("spread", (1, 1e-6, 1e8))
 def test_rms_norm_agrees_with_float64(N, C, spread):
     x, gain, y, rstd = random(N, C, size=spread), random(C, seed=1), np.empty((N, C), np.float32), np.empty(N, np.float32)
-    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_forward(x, gain, EPSILON, y, rstd)
     assert agrees(y, rms_norm(x.astype(np.float64), gain), 5)
 
 
@@ -464,7 +465,7 @@ def test_rms_norm_backward_is_the_slope(N, C):
     x, gain, dy = random(N, C), random(C, seed=1), random(N, C, seed=3)
     y, rstd, dx, before = np.empty_like(x), np.empty(N, np.float32), np.empty_like(x), random(C, seed=4)
     dgain = before.copy()
-    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_forward(x, gain, EPSILON, y, rstd)
     norms.rms_norm_backward(dy, x, gain, rstd, dx, dgain)
     assert is_slope(dx, lambda x: np.sum(dy * rms_norm(x, gain)), x, 8, np.abs(dy * gain * rstd[:, None]).max())
     x = x.astype(np.float64)
@@ -474,7 +475,7 @@ def test_rms_norm_backward_is_the_slope(N, C):
 def test_the_rms_norm_of_zeros_is_zero_and_has_a_slope():
     x, gain, dgain = np.zeros((1, 17), np.float32), random(17), np.zeros(17, np.float32)
     y, dx, rstd = np.empty_like(x), np.empty_like(x), np.empty(1, np.float32)
-    norms.rms_norm_forward(x, gain, y, rstd)
+    norms.rms_norm_forward(x, gain, EPSILON, y, rstd)
     norms.rms_norm_backward(np.ones_like(x), x, gain, rstd, dx, dgain)
     assert (y == 0).all() and (dgain == 0).all()
     assert agrees(dx, gain[None] / np.sqrt(1e-5), 8)

@@ -1,6 +1,7 @@
 """What GPTConfig and GPT accept and refuse, how a model starts, and that it learns."""
 
 import dataclasses
+import json
 import math
 import tracemalloc
 from functools import partial
@@ -20,8 +21,12 @@ from tests import float64
 WRONG = [
     *product(["vocab_size", "block_size", "n_layer", "n_head", "n_embd"], [0, -4, 8.0, True, "8", None]),
     *product(["position", "norm", "norm_order", "activation"], ["other", "", None, 1]),
-    *product(["qk_norm", "bias", "tied"], [0, 1, "yes", None]),
+    *product(["n_kv_head", "n_hidden"], [-4, 8.0, True, "8", None]),
+    *product(["qk_norm", "bias", "tied", "qkv_bias"], [0, 1, "yes", None]),
     *product(["dropout"], [-0.1, 1, 1.5, math.nan, math.inf, "0.1", None]),
+    *product(["rope_theta"], [0.5, 0, -10000.0, math.nan, math.inf, True, "1", None]),
+    *product(["norm_epsilon"], [0, -1e-5, 2, math.nan, math.inf, "0.1", None]),
+    *product(["rope_factors"], [1.0, "1", None, (0.5,), (1.0, math.nan), (math.inf,), ("1",), (True,)]),
 ]
 
 
@@ -39,6 +44,28 @@ def test_every_field_is_checked():
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match=r"n_embd \(10\).*n_head \(3\)"):
         GPTConfig(n_embd=10, n_head=3)
+
+
+@pytest.mark.parametrize("kv_heads", [3, 5, 8])
+def test_key_value_heads_that_do_not_divide_the_heads_are_refused(kv_heads):
+    with pytest.raises(ValueError, match=rf"n_head \(4\) must be a multiple of n_kv_head \({kv_heads}\)"):
+        GPTConfig(n_head=4, n_kv_head=kv_heads)
+
+
+def test_there_must_be_a_rope_factor_for_each_frequency():
+    with pytest.raises(ValueError, match="one for each of 4 frequencies, but are 3"):
+        GPTConfig(n_embd=16, n_head=2, rope_factors=(1.0, 2.0, 4.0))
+
+
+def test_a_config_goes_through_json_and_old_ones_look_as_they_did():
+    old = GPTConfig()
+    assert list(old.to_json()) == ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "position", "norm", "norm_order",
+                                   "activation", "qk_norm", "bias", "tied", "dropout"]
+    new = GPTConfig(n_embd=16, n_kv_head=2, n_hidden=24, rope_theta=500000, norm_epsilon=1e-6, qkv_bias=True, rope_factors=[1, 8])
+    assert len(new.to_json()) == len(dataclasses.fields(GPTConfig))
+    for config in old, new:
+        assert GPTConfig(**json.loads(json.dumps(config.to_json()))) == config
+    assert json.dumps(GPTConfig(rope_theta=500000).to_json()) == json.dumps(GPTConfig(rope_theta=500000.0).to_json())
 
 
 def test_rotary_positions_need_heads_of_even_size():
@@ -117,6 +144,30 @@ def test_a_full_cache_takes_no_more_tokens(model):
     model.step(GOOD[:, 5], cache)
     with pytest.raises(ValueError, match="full: block_size is 6"):
         model.step(GOOD[:, 0], cache)
+    with pytest.raises(ValueError, match="full: block_size is 6"):
+        model.forward(GOOD[:, :1], cache=cache)
+    assert (cache.held, cache.position) == (6, 6)
+
+
+def test_a_cache_takes_no_more_tokens_than_it_has_room_for_and_drops_none_that_it_has_not(model):
+    cache = model.new_cache(2, 4)
+    model.forward(GOOD[:, :3], cache=cache)
+    with pytest.raises(ValueError, match="room for 4 tokens and holds 3, so 2 more do not fit"):
+        model.forward(GOOD[:, :2], cache=cache)
+    for count in (4, -1):
+        with pytest.raises(ValueError, match="holds 3 tokens, so"):
+            cache.drop(count)
+    cache.drop(2)
+    model.forward(GOOD[:, :2], cache=cache)
+    assert (cache.held, cache.position) == (3, 5)
+    with pytest.raises(ValueError, match="block_size is 6"):
+        model.forward(GOOD[:, :2], cache=cache)
+
+
+@pytest.mark.parametrize("length", [0, 7, -1, 2.0])
+def test_a_cache_of_another_length_than_there_are_positions_is_refused(model, length):
+    with pytest.raises(ValueError, match="room for 1 to block_size"):
+        model.new_cache(2, length)
 
 
 # --- backward belongs to the loss before it -----------------------------------------------------------------------------
@@ -172,6 +223,26 @@ def test_the_losses_of_a_call_stay_what_they_were(model):
     assert np.array_equal(losses, before) and not np.array_equal(model.losses, before)
 
 
+# --- frozen -----------------------------------------------------------------------------------------------------------
+
+def test_a_frozen_model_cannot_be_trained_but_its_copy_can(model):
+    copy = model.freeze().copy()
+    for one, trained in (model, False), (copy, True):
+        one.loss(GOOD, GOOD)
+        if trained:
+            one.backward()
+        else:
+            with pytest.raises(RuntimeError, match="a frozen model cannot be trained"):
+                one.backward()
+
+
+def test_a_frozen_matrix_cannot_be_changed(model):
+    for parameter in model.freeze().parameters().values():
+        if parameter.data.ndim == 2 and parameter is not model.tokens.weight:
+            with pytest.raises(ValueError, match="read-only"):
+                parameter.data[...] = 0
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 def allocated(call):
@@ -198,6 +269,13 @@ def test_a_forward_pass_of_many_windows_takes_the_buffers_of_few(monkeypatch):
     monkeypatch.setattr(minigpt.model, "TOKENS_PER_PASS", 16)
     few, many = (allocated(partial(GPT(WIDE).forward, np.zeros((windows, 8), np.int64))) for windows in (2, 64))
     assert many < 1.2 * few
+
+
+def test_a_frozen_model_and_its_caches_take_the_memory_of_the_weights_alone():
+    kept = []
+    weights = sum(parameter.data.nbytes for parameter in GPT(WIDE).parameters().values())
+    assert allocated(lambda: kept.append(GPT(WIDE).freeze())) < 1.3 * weights
+    assert allocated(lambda: kept.append(kept[0].new_cache(1, 1))) < 0.1 * weights
 
 
 # --- what a layer refuses -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def test_the_reading_list_names_every_module_once():
 
 def test_the_core_path_is_read_in_an_evening():
     lines = {name: (ROOT / name).read_text("utf-8").splitlines() for name in reading_list()}
-    assert len(lines["minigpt/reference.py"]) <= 400 and len(lines["coder/reference.py"]) <= 200
+    assert len(lines["minigpt/reference.py"]) <= 450 and len(lines["coder/reference.py"]) <= 200
     core = [*(f"minigpt/{name}.py" for name in ("reference", "layers", "blocks", "model", "optimizer", "trainer", "sampling")),
             *(f"coder/{name}.py" for name in ("intervals", "range_coder", "frequencies", "codec", "container", "reference"))]
     assert [name for name in lines if name in core] == core             # in this order

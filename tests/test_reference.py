@@ -133,36 +133,38 @@ def weights_of_norm(C, seed=5):
 
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("N, C", [(1, 1), (4, 15), (7, 16), (9, 36)])
-def test_norms_are_the_kernels(N, C, special):
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
+def test_norms_are_the_kernels(N, C, special, epsilon):
     x, dy, w = random(N, C, special=special), random(N, C, seed=1), weights_of_norm(C)
     y, dx, mean, rstd = np.empty_like(x), np.empty_like(x), np.empty(N, np.float32), np.empty(N, np.float32)
     for kind in "layer", "rms":
         names = ("n.gain", "n.bias") if kind == "layer" else ("n.gain",)
         g, grads = ({name: np.zeros(C, np.float32) for name in names} for _ in range(2))
         with np.errstate(all="ignore"):
-            found, backward = plain.norm(x, {name: w[name] for name in names}, g, "n", kind)
+            found, backward = plain.norm(x, {name: w[name] for name in names}, g, "n", kind, epsilon)
             dx_found = backward(dy)
         if kind == "layer":
-            norms.layer_norm_forward(x, w["n.gain"], w["n.bias"], y, mean, rstd)
+            norms.layer_norm_forward(x, w["n.gain"], w["n.bias"], np.float32(epsilon), y, mean, rstd)
             norms.layer_norm_backward(dy, x, w["n.gain"], mean, rstd, dx, grads["n.gain"], grads["n.bias"])
         else:
-            norms.rms_norm_forward(x, w["n.gain"], y, rstd)
+            norms.rms_norm_forward(x, w["n.gain"], np.float32(epsilon), y, rstd)
             norms.rms_norm_backward(dy, x, w["n.gain"], rstd, dx, grads["n.gain"])
         assert same(found, y) and same(dx_found, dx) and all(same(g[name], grads[name]) for name in names)
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
-@pytest.mark.parametrize("B, H, T, D", [(1, 1, 1, 1), (2, 3, 5, 4), (1, 2, 30, 17), (1, 1, 53, 8)])
-def test_attention_is_the_kernel(B, H, T, D, size):
-    q, k, v, dout = (random(B * T, H * D, seed=seed, size=size) for seed in range(4))
-    out, dq, dk, dv = (np.empty_like(q) for _ in range(4))
+@pytest.mark.parametrize("B, H, Hkv, T, D", [(1, 1, 1, 1, 1), (2, 3, 3, 5, 4), (1, 2, 2, 30, 17), (1, 1, 1, 53, 8),
+                                             (1, 2, 1, 30, 17), (2, 6, 2, 27, 4)])
+def test_attention_is_the_kernel(B, H, Hkv, T, D, size):
+    q, k, v, dout = (random(B * T, heads * D, seed=seed, size=size) for seed, heads in enumerate((H, Hkv, Hkv, H)))
+    out, dq, dk, dv = (np.empty_like(x) for x in (q, q, k, v))
     peak, total = np.empty((2, B * H, T), np.float32)
     scale = np.float32(1) / np.sqrt(np.float32(D))
     attention.attention_forward(q, k, v, H, T, scale, out, peak, total)
     attention.attention_backward(dout, q, k, v, out, peak, total, H, T, scale, dq, dk, dv)
 
     def heads(x):
-        return x.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+        return x.reshape(B, T, -1, D).transpose(0, 2, 1, 3)
     found, backward = plain.attend(heads(q), heads(k), heads(v))
     assert same(found, heads(out)) and all(map(same, backward(heads(dout)), map(heads, (dq, dk, dv))))
 
@@ -179,6 +181,16 @@ def test_activations_are_the_kernels(kind, forward, backward):
     with np.errstate(all="ignore"):
         found, back = plain.activation(x, kind)
         assert same(found, y) and same(back(dy), dx)
+
+
+def test_swiglu_is_the_kernel():
+    z, x, dy = random(3000, size=4, special=True), random(3000, seed=2, special=True)[::-1].copy(), random(3000, seed=1)
+    y, dz, dx = (np.empty_like(x) for _ in range(3))
+    activations.swiglu_forward(z, x, y)
+    activations.swiglu_backward(dy, z, x, dz, dx)
+    with np.errstate(all="ignore"):
+        found, back = plain.gated(z, x)
+        assert same(found, y) and all(map(same, back(dy), (dz, dx)))
 
 
 def test_softmax_is_the_kernel_with_extreme_logits():
@@ -239,6 +251,18 @@ def test_token_by_token_the_logits_are_the_same(name, sizes):
     assert all(same(plain.forward(config, w, ids[:, t:t + 1], past=past)[0], whole[:, t]) for t in range(ids.shape[1]))
 
 
+@for_every_option
+def test_a_window_in_chunks_while_tokens_are_dropped_is_the_same(name, sizes):
+    config, model, w = models(name, sizes)
+    ids, cache, past = float64.make_ids(config, 2, config.block_size), model.new_cache(2), {}
+    for start in range(0, config.block_size, 4):
+        if start >= 8:
+            cache.drop(3)
+            plain.drop(past, 3)
+        part = ids[:, start:start + 4]
+        assert same(plain.forward(config, w, part, past=past)[0].reshape(*part.shape, -1), model.forward(part, cache=cache))
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @for_every_option
 def test_weights_and_optimizer_state_are_the_same_after_three_steps(name, sizes, optimizer):
@@ -286,7 +310,20 @@ def test_rotary_tables_of_any_length_agree_with_cosine_and_sine():
     cosine, sine = exact.rotary_tables(500, 24)
     angle = np.arange(500)[:, None] * 10000.0 ** (-np.arange(12) / 12)
     assert np.abs(cosine - np.cos(angle)).max() < 1e-6 and np.abs(sine - np.sin(angle)).max() < 1e-6
-    assert same(Rotary(500, 1, 24).cosine, cosine)
+    assert same(Rotary(500, 24).cosine, cosine)
+
+
+@pytest.mark.parametrize("theta, factors", [(100000.0, ()), (500000.0, (1.0, 1.5, 8.0, 8.0)), (1e6, ()), (1.0, ())])
+def test_rotary_tables_of_any_base_agree_with_cosine_and_sine(theta, factors):
+    cosine, sine = exact.rotary_tables(9000, 8, theta, factors)
+    angle = np.arange(9000)[:, None] * theta ** (-np.arange(4) / 4) / (np.array(factors) if factors else 1)
+    assert np.abs(cosine - np.cos(angle)).max() < 1e-6 and np.abs(sine - np.sin(angle)).max() < 1e-6
+
+
+def test_the_logarithm_of_the_base_is_right_to_the_last_place():
+    assert exact.log64(10000.0) == 9.210340371976184        # the constant of all models before there was a choice
+    for x in (1.0, 1.5, 2.0, 3.7, 1e5, 5e5, 1e6, 1e12):
+        assert abs(exact.log64(x) - float(np.log(x))) <= np.spacing(np.log(x))
 
 
 def test_training_is_that_of_the_trainer(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from minigpt import rng, sampling
+from minigpt.bpe import BPETokenizer
 from minigpt.model import GPTConfig
 from minigpt.sampling import choose, generate, stream
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
@@ -239,3 +240,18 @@ def test_an_empty_prompt_does_without_a_line_break_where_there_is_none():
 def test_a_prompt_with_an_unknown_character_is_refused():
     with pytest.raises(ValueError, match="'x' at position 2"):
         list(stream(model_of(vocab_size=2), CharTokenizer("ab"), "abx", 5))
+
+
+# --- models with tokens of more than a byte -----------------------------------------------------------------------------
+
+def test_a_text_begins_with_the_start_token_and_ends_at_a_control_token():
+    tokenizer = BPETokenizer([b"", b"a", b"b", b"ab"], [(b"a", b"b")], "gpt2", start=0)
+    seen = []
+
+    def generate(model, ids, **options):
+        seen.append(ids.tolist())
+        yield from (1, 3, 0, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "generate", generate)
+        assert "".join(stream(None, tokenizer, "abb")) == "".join(stream(None, tokenizer)) == "aab"
+    assert seen == [[0, 3, 2], [0]]

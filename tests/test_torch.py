@@ -9,7 +9,7 @@ from tests import float64
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F                                            # noqa: E402
 
-CONFIGS = ["default", "gpt-2", "transformer", "learned-qk-norm"]
+CONFIGS = ["default", "gpt-2", "transformer", "learned-qk-norm", "llama", "grouped"]
 
 
 def torch_loss(w, config, ids, targets):
@@ -22,11 +22,12 @@ def torch_loss(w, config, ids, targets):
     def norm(x, name):
         gain = w[f"{name}.gain"]
         if config.norm == "rms" or name.endswith(("query_norm", "key_norm")):
-            return F.rms_norm(x, gain.shape, gain, eps=1e-5)
-        return F.layer_norm(x, gain.shape, gain, w.get(f"{name}.bias"), eps=1e-5)
+            return F.rms_norm(x, gain.shape, gain, eps=config.norm_epsilon)
+        return F.layer_norm(x, gain.shape, gain, w.get(f"{name}.bias"), eps=config.norm_epsilon)
 
     def rotate(x):                                                              # (B, H, T, D)
-        angle = torch.outer(torch.arange(T, dtype=x.dtype), 10000 ** -(torch.arange(0, D, 2, dtype=x.dtype) / D)).repeat(1, 2)
+        frequencies = config.rope_theta ** -(torch.arange(0, D, 2, dtype=x.dtype) / D)
+        angle = torch.outer(torch.arange(T, dtype=x.dtype), frequencies).repeat(1, 2)
         a, b = x.chunk(2, dim=-1)
         return x * angle.cos() + torch.cat([-b, a], dim=-1) * angle.sin()
 
@@ -36,10 +37,13 @@ def torch_loss(w, config, ids, targets):
             q, k = norm(q, f"{name}.query_norm"), norm(k, f"{name}.key_norm")
         if config.position == "rotary":
             q, k = rotate(q), rotate(k)
+        k, v = (x.repeat_interleave(config.n_head // x.shape[1], dim=1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return linear(out.transpose(1, 2).reshape(B, T, -1), f"{name}.projection")
 
     def feed_forward(x, name):
+        if config.activation == "swiglu":
+            return linear(F.silu(linear(x, f"{name}.gate")) * linear(x, f"{name}.expand"), f"{name}.contract")
         activate = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "relu2": lambda x: F.relu(x).square()}
         return linear(activate[config.activation](linear(x, f"{name}.expand")), f"{name}.contract")
 

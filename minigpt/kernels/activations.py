@@ -1,4 +1,4 @@
-"""ReLU, its square, and GELU, forward and backward, each in one pass over memory.
+"""ReLU, its square, GELU and SwiGLU, forward and backward, each in one pass over memory.
 
 x, y, dy, dx are contiguous arrays of one shape; y may be x, and dx may be dy.
 """
@@ -128,3 +128,45 @@ def gelu_backward(dy, x, dx):
     gate closes (it stays at 1 / (1 + e^88)), and from |x| = 1.8e19 on, where x^2 overflows, it is infinite or NaN.
     """
     parallel_for(_vectors(x), _gelu_backward, dy, x, dx)
+
+
+# --- SwiGLU -----------------------------------------------------------------------------------------------------------
+# y = silu(z) * x, where z opens or closes the gate for x; silu(z) = z s with s = 1 / (1 + e^-z).
+
+@njit
+def _sigmoid(z):
+    return splat(ONE) / (splat(ONE) + exp(splat(ZERO) - z))
+
+
+@njit
+def swiglu(z, x):
+    return z * _sigmoid(z) * x
+
+
+@njit
+def _swiglu_forward(vector, z, x, y):
+    i = vector * LANES
+    n = x.size - i
+    store_part(y, i, n, swiglu(load_part(z, i, n, ZERO), load_part(x, i, n, ZERO)))
+
+
+@njit(cache=True)
+def swiglu_forward(z, x, y):
+    """y = silu(z) * x  [Shazeer 2020], for z > -1e12: beyond, the gate stays at 1 / (1 + e^88), which does not close it."""
+    parallel_for(_vectors(x), _swiglu_forward, z, x, y)
+
+
+# ds/dz = s (1 - s), so silu'(z) = s + z s (1 - s):  dz = dy * x * silu'(z),  dx = dy * silu(z)
+@njit
+def _swiglu_backward(vector, dy, z, x, dz, dx):
+    i = vector * LANES
+    n = x.size - i
+    dy_lanes, lanes = load_part(dy, i, n, ZERO), load_part(z, i, n, ZERO)
+    s = _sigmoid(lanes)
+    store_part(dz, i, n, dy_lanes * load_part(x, i, n, ZERO) * fma(lanes * s, splat(ONE) - s, s))
+    store_part(dx, i, n, dy_lanes * (lanes * s))
+
+
+@njit(cache=True)
+def swiglu_backward(dy, z, x, dz, dx):
+    parallel_for(_vectors(x), _swiglu_backward, dy, z, x, dz, dx)

@@ -4,6 +4,9 @@ Queries are processed in blocks of QUERY_ROWS, and a block computes scores only 
 row's own position have weight exactly zero, and fma(0, v, s) = s.  So a row has the same bits in any block, and `attend_one`,
 which never sees those keys, computes the same.  (The only thing such a term can change is the sign of a zero; adding +0.0 at
 the end makes every zero positive.)
+
+In grouped-query attention [Ainslie et al. 2023] the keys and values have fewer heads than the queries, Hkv of H: each serves a
+group of G = H / Hkv consecutive heads.
 """
 
 import numpy as np
@@ -58,48 +61,67 @@ def _divide_row(x, row, divisor):
 
 @linked(types.void(MATRIX, MATRIX, MATRIX, types.float32, MATRIX, ROW, ROW))
 def _attend(q, k, v, scale, out, peak, total):
-    T = len(q)
+    T, before = len(q), len(k) - len(q)         # the queries are those of the last T keys
     keys, values = _packed(k.T), _packed(v)
     width = len(keys) * WIDTH
     scores = np.empty((QUERY_ROWS, width), np.float32)
     for i in range(0, T, QUERY_ROWS):
         rows = min(QUERY_ROWS, T - i)
-        seen = i + rows
-        product_packed(q[i:seen], keys, scores[:rows, :_whole_panels(seen)], False)             # whole panels are faster
+        seen = before + i + rows
+        product_packed(q[i:i + rows], keys, scores[:rows, :_whole_panels(seen)], False)         # whole panels are faster
         for r in range(rows):
-            peak[i + r], total[i + r] = softmax_row(scores, r * width, i + r + 1, seen, scale)
-        product_packed(scores[:rows, :seen], values, out[i:seen], False)
+            peak[i + r], total[i + r] = softmax_row(scores, r * width, before + i + r + 1, seen, scale)
+        product_packed(scores[:rows, :seen], values, out[i:i + rows], False)
         for r in range(rows):
             _divide_row(out, i + r, total[i + r])
 
 
 @njit
 def _attend_head(pair, q, k, v, heads, T, scale, out, peak, total):
-    s, h, D = pair // heads, pair % heads, q.shape[1] // heads
-    _attend(_head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D), scale, _head(out, s, h, T, D), peak[pair], total[pair])
+    s, h, D, group = pair // heads, pair % heads, q.shape[1] // heads, q.shape[1] // k.shape[1]
+    _attend(_head(q, s, h, T, D), _head(k, s, h // group, T, D), _head(v, s, h // group, T, D), scale, _head(out, s, h, T, D),
+            peak[pair], total[pair])
 
 
 @njit(cache=True)
 def attention_forward(q, k, v, heads, T, scale, out, peak, total):
     """out = softmax(scale * q @ k.T, each row over its own and earlier positions) @ v, for each head of each sequence.
 
-    q, k, v, out (B * T, H * D), with H = heads.  Saved for the backward pass: peak and total (B * H, T), each row's largest
-    score and its sum of e^(score - peak).
+    q, out (B * T, H * D), with H = heads; k, v (B * T, Hkv * D).  Saved for the backward pass: peak and total (B * H, T), each
+    row's largest score and its sum of e^(score - peak).
     """
     parallel_for(len(q) // T * heads, _attend_head, q, k, v, heads, T, scale, out, peak, total)
 
 
+@njit
+def _attend_cached(pair, q, keys, values, heads, count, T, scale, out):
+    s, h, D, group = pair // heads, pair % heads, keys.shape[2], heads // keys.shape[1]
+    k, v = keys[s, h // group, :, :count].T, values[s, h // group, :count]                  # (count, D)
+    unused = np.empty((2, T), np.float32)
+    _attend(_head(q, s, h, T, D), k, v, scale, _head(out, s, h, T, D), unused[0], unused[1])
+
+
+@njit(cache=True)
+def attention_continued(q, keys, values, count, T, scale, out):
+    """As `attention_forward`, of T new tokens of each sequence, whose keys and values are the last of `count` in a cache.
+
+    q, out (B * T, H * D); keys (B, Hkv, D, length padded to whole lanes) and values (B, Hkv, length, D).
+    """
+    heads = q.shape[1] // keys.shape[2]
+    parallel_for(len(keys) * heads, _attend_cached, q, keys, values, heads, count, T, scale, out)
+
+
 # With P = softmax(S), S = scale * q k^T and out = P v:
 #   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
-# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  P is recomputed from the row max and sum (peak and total), as in
+# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  The heads of a group share k and v, so dk and dv add up what each
+# of them contributes, in turn.  P is recomputed from the row max and sum (peak and total), as in
 # FlashAttention [Dao et al. 2022], which takes less memory traffic than saving it.
 @linked(types.void(MATRIX, MATRIX, MATRIX, MATRIX, MATRIX, ROW, ROW, types.float32, MATRIX, MATRIX, MATRIX))
-def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
+def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):       # writes dq, adds to dk and dv
     T = len(q)
     keys, keys_as_rows, values = _packed(k.T), _packed(k), _packed(v.T)
     width = len(keys) * WIDTH
     P, dP = np.empty((QUERY_ROWS, width), np.float32), np.empty((QUERY_ROWS, width), np.float32)
-    dk[:], dv[:] = ZERO, ZERO
     for i in range(0, T, QUERY_ROWS):
         rows = min(QUERY_ROWS, T - i)
         seen = i + rows
@@ -119,33 +141,51 @@ def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):
 
 
 @njit
-def _attend_head_backward(pair, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
-    s, h, D = pair // heads, pair % heads, q.shape[1] // heads
-    _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), _head(k, s, h, T, D), _head(v, s, h, T, D),
-                     _head(out, s, h, T, D), peak[pair], total[pair], scale,
-                     _head(dq, s, h, T, D), _head(dk, s, h, T, D), _head(dv, s, h, T, D))
+def _attend_group_backward(pair, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
+    """The query heads that share key and value head g; their contributions to dk and dv add up in order."""
+    D, group = q.shape[1] // heads, q.shape[1] // k.shape[1]
+    s, g = pair // (heads // group), pair % (heads // group)
+    k_head, v_head, dk_head, dv_head = _head(k, s, g, T, D), _head(v, s, g, T, D), _head(dk, s, g, T, D), _head(dv, s, g, T, D)
+    dk_head[:], dv_head[:] = ZERO, ZERO
+    for h in range(g * group, (g + 1) * group):
+        _attend_backward(_head(dout, s, h, T, D), _head(q, s, h, T, D), k_head, v_head, _head(out, s, h, T, D),
+                         peak[s * heads + h], total[s * heads + h], scale, _head(dq, s, h, T, D), dk_head, dv_head)
 
 
 @njit(cache=True)
 def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
-    """Write dq, dk and dv (B * T, H * D) from dout (B * T, H * D) and what attention_forward read and wrote."""
-    parallel_for(len(q) // T * heads, _attend_head_backward, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv)
+    """Write dq (B * T, H * D), dk and dv (B * T, Hkv * D) from dout (B * T, H * D), and from what attention_forward read and
+    wrote."""
+    pairs = len(q) // T * (heads * k.shape[1] // q.shape[1])
+    parallel_for(pairs, _attend_group_backward, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv)
 
 
 @njit(cache=True)
-def attend_one(q, k, v, keys, values, s, h, position, scale, out):
-    """Attention for one more token of sequence s, in head h: the row `position` of `attention_forward`, bit for bit.
+def attend_one(q, k, v, keys, values, s, g, held, scale, out):
+    """Attention for one more token of sequence s, in the heads that share head g of the keys: a row of `attention_forward`, bit
+    for bit.
 
-    q, k, v, out (S, H * D).  keys (S, H, D, block_size padded to whole lanes) and values (S, H, block_size, D) hold the tokens
-    before `position`, and receive this one's.
+    q, out (S, H * D); k, v (S, Hkv * D).  keys (S, Hkv, D, length padded to whole lanes) and values (S, Hkv, length, D) hold
+    `held` tokens before this one, and receive its own.
     """
-    _, _, D, width = keys.shape
+    _, Hkv, D, width = keys.shape
     for d in range(D):
-        keys[s, h, d, position] = k[s, h * D + d]
-        values[s, h, position, d] = v[s, h * D + d]
-    count, whole = position + 1, min((position // WIDTH + 1) * WIDTH, width)        # whole tiles are faster
-    weights = np.empty((1, width), np.float32)
-    product(q[s:s + 1, h * D:(h + 1) * D], keys[s, h, :, :whole], weights[:, :whole], False)
-    _, total = softmax_row(weights, 0, count, count, scale)
-    product(weights[:, :count], values[s, h, :count], out[s:s + 1, h * D:(h + 1) * D], False)
-    _divide_row(out[:, h * D:(h + 1) * D], s, total)
+        keys[s, g, d, held] = k[s, g * D + d]
+        values[s, g, held, d] = v[s, g * D + d]
+    count, whole = held + 1, min((held // WIDTH + 1) * WIDTH, width)                # whole tiles are faster
+    group = q.shape[1] // (Hkv * D)
+    queries, outputs = _group(q, s, g, group, D), _group(out, s, g, group, D)
+    weights = np.empty((group, width), np.float32)
+    product(queries, keys[s, g, :, :whole], weights[:, :whole], False)
+    totals = np.empty(group, np.float32)
+    for r in range(group):
+        _, totals[r] = softmax_row(weights, r * width, count, count, scale)
+    product(weights[:, :count], values[s, g, :count], outputs, False)
+    for r in range(group):
+        _divide_row(outputs, r, totals[r])
+
+
+@njit
+def _group(x, s, g, group, D):
+    """The heads (G, D) of group g in row s of x (S, H * D)."""
+    return x[s, g * group * D:(g + 1) * group * D].reshape(group, D)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .activations import gelu, relu, squared_relu
+from .activations import gelu, relu, squared_relu, swiglu
 from .attention import attend_one
 from .lanes import LANES, ZERO, load_part, store_part
 from .matmul import BROAD, WIDTH, product_packed
@@ -24,8 +24,8 @@ from .norms import layer_norm_row, rms_norm_row
 from .rotary import rotate_row
 from .threads import parallel_for
 
-ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2}
-RELU, GELU, _ = ACTIVATIONS.values()
+ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2, "swiglu": 3}
+RELU, GELU, _, SWIGLU = ACTIVATIONS.values()
 NO_ACTIVATION = -1
 
 
@@ -35,14 +35,15 @@ class NetworkWeights(NamedTuple):
     Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  What a network lacks has length 0, not None,
     so that one compilation serves all networks.
     """
-    tokens: np.ndarray                          # (V, C): the token embedding
+    tokens: np.ndarray                          # (V, C): the token embedding; of length 0 if it is tied to the head
     positions: np.ndarray                       # (block_size, C): learned positions
+    epsilon: np.float32                         # of the norms
     norm_first: bool                            # norms before the sublayers; else after the residual sums
     attention_norm: np.ndarray                  # (n_layer, C): gains
     attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, so also in the other norms
     query: np.ndarray                           # n_layer times packed (C, C)
     query_bias: np.ndarray                      # (n_layer, C)
-    key: np.ndarray
+    key: np.ndarray                             # n_layer times packed (C, Hkv * D)
     key_bias: np.ndarray
     value: np.ndarray
     value_bias: np.ndarray
@@ -55,10 +56,12 @@ class NetworkWeights(NamedTuple):
     projection_bias: np.ndarray
     feed_forward_norm: np.ndarray
     feed_forward_norm_bias: np.ndarray
-    expand: np.ndarray                          # n_layer times packed (C, 4 * C)
+    gate: np.ndarray                            # n_layer times packed (C, n_hidden), for swiglu
+    gate_bias: np.ndarray
+    expand: np.ndarray                          # n_layer times packed (C, n_hidden)
     expand_bias: np.ndarray
     activation: int                             # one of ACTIVATIONS
-    contract: np.ndarray                        # n_layer times packed (4 * C, C)
+    contract: np.ndarray                        # n_layer times packed (n_hidden, C)
     contract_bias: np.ndarray
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
@@ -66,61 +69,65 @@ class NetworkWeights(NamedTuple):
 
 
 @njit(cache=True)
-def step_by_columns(ids, weights, keys, values, position, threads, logits):
+def step_by_columns(ids, weights, keys, values, held, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
-    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis, and receive
-    this token's.
+    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis: they hold
+    the `held` tokens before, and receive this one's.
     """
-    S, H, w = len(ids), keys.shape[2], weights
+    (_, S, Hkv, D, _), w = keys.shape, weights
     query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
-    projection, expand, contract = (w.projection, w.projection_bias), (w.expand, w.expand_bias), (w.contract, w.contract_bias)
+    projection, contract = (w.projection, w.projection_bias), (w.contract, w.contract_bias)
+    gate, expand = (w.gate, w.gate_bias), (w.expand, w.expand_bias)
     attention_norm = w.attention_norm, w.attention_norm_bias
     feed_forward_norm = w.feed_forward_norm, w.feed_forward_norm_bias
-    no_bias = w.query_norm[:0]
+    no_bias, epsilon = w.query_norm[:0], w.epsilon
     query_norm, key_norm, rotary = (w.query_norm, no_bias), (w.key_norm, no_bias), (w.cosine, w.sine)
     norm_first, scale, activation, head = w.norm_first, w.scale, w.activation, w.head
 
-    x = _embed(ids, position, w.tokens, w.positions)
-    q, k, v, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    hidden = np.empty((S, 4 * x.shape[1]), np.float32)
+    x = _embed(ids, position, w.tokens, w.positions, head)
+    q, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    k, v = np.empty((S, Hkv * D), np.float32), np.empty((S, Hkv * D), np.float32)
+    hidden = np.empty((S, w.contract.shape[2]), np.float32)
+    gates = np.empty_like(hidden) if activation == SWIGLU else hidden[:0]
     for n in range(len(keys)):
-        normed = _norm(x, attention_norm, n) if norm_first else x
+        normed = _norm(x, attention_norm, n, epsilon) if norm_first else x
         parallel_for(threads, _linear_3, normed, query, key, value, n, threads, q, k, v)
-        parallel_for(S * H, _attend, q, k, v, H, query_norm, key_norm, rotary, n, keys, values, position, scale, attended)
+        parallel_for(S * Hkv, _attend, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, held, position,
+                     scale, attended)
         parallel_for(threads, _linear, attended, projection, n, NO_ACTIVATION, threads, y)
         _add(x, y)
-        normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n)
+        normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
         if not norm_first:
             x = normed
-        parallel_for(threads, _linear, normed, expand, n, activation, threads, hidden)
+        parallel_for(threads, _expand, normed, gate, expand, n, activation, threads, gates, hidden)
         parallel_for(threads, _linear, hidden, contract, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         if not norm_first:
-            x = _norm(x, feed_forward_norm, n)
-    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0)
+            x = _norm(x, feed_forward_norm, n, epsilon)
+    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
     parallel_for(threads, _columns, normed, head, threads, logits)
 
 
 @njit(cache=True)
-def step_by_rows(ids, weights, keys, values, position, threads, logits):
+def step_by_rows(ids, weights, keys, values, held, position, threads, logits):
     """As `step_by_columns`, which is then left to one thread for each share of the rows."""
-    parallel_for(threads, _step_of_rows, ids, weights, keys, values, position, threads, logits)
+    parallel_for(threads, _step_of_rows, ids, weights, keys, values, held, position, threads, logits)
 
 
 @njit
-def _step_of_rows(task, ids, weights, keys, values, position, threads, logits):
+def _step_of_rows(task, ids, weights, keys, values, held, position, threads, logits):
     i, j = task * len(ids) // threads, (task + 1) * len(ids) // threads
     if i < j:
-        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], position, 1, logits[i:j])
+        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], held, position, 1, logits[i:j])
 
 
 @njit
-def _embed(ids, position, tokens, positions):
-    x = np.empty((len(ids), tokens.shape[1]), np.float32)
+def _embed(ids, position, tokens, positions, head):
+    x = np.empty((len(ids), head.shape[1]), np.float32)
     for i in range(len(ids)):
         for c in range(x.shape[1]):
-            x[i, c] = tokens[ids[i], c]
+            x[i, c] = tokens[ids[i], c] if len(tokens) else head[ids[i] // WIDTH, c, ids[i] % WIDTH]
             if len(positions):
                 x[i, c] += positions[position, c]
     return x
@@ -146,13 +153,29 @@ def _columns(task, x, panels, threads, y):
 
 @njit
 def _linear(task, x, layer, n, activation, threads, y):
-    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n."""
+    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n.
+    Returns what `_columns` returns."""
     weights, biases = layer
     i, rows, j, columns = _columns(task, x, weights[n], threads, y)
     for row in range(i, rows):
         _add_bias(y, row, j, columns, biases, n)
         if activation != NO_ACTIVATION:
             _activate(y, row, j, columns, activation)
+    return i, rows, j, columns
+
+
+@njit
+def _expand(task, x, gate, expand, n, activation, threads, gates, y):
+    """A task's share of the hidden channels y; gates has the shape of y where the activation is SWIGLU."""
+    if activation != SWIGLU:
+        _linear(task, x, expand, n, activation, threads, y)
+        return
+    _linear(task, x, gate, n, NO_ACTIVATION, threads, gates)
+    i, rows, start, stop = _linear(task, x, expand, n, NO_ACTIVATION, threads, y)
+    for row in range(i, rows):
+        for j in range(start, stop, LANES):
+            at, count = row * y.shape[1] + j, stop - j
+            store_part(y, at, count, swiglu(load_part(gates, at, count, ZERO), load_part(y, at, count, ZERO)))
 
 
 @njit
@@ -163,11 +186,11 @@ def _linear_3(task, x, query, key, value, n, threads, q, k, v):
 
 
 @njit
-def _attend(pair, q, k, v, heads, query_norm, key_norm, rotary, n, keys, values, position, scale, attended):
-    """Attention for one head of one row; pair = row * heads + head."""
-    _norm_and_rotate(q, pair, heads, query_norm, rotary, position, n)
-    _norm_and_rotate(k, pair, heads, key_norm, rotary, position, n)
-    attend_one(q, k, v, keys[n], values[n], pair // heads, pair % heads, position, scale, attended)
+def _attend(pair, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, held, position, scale, attended):
+    """Attention for the query heads of one row that share a key and value head; pair = row * Hkv + that head."""
+    _norm_and_rotate(q, pair, Hkv, D, query_norm, rotary, position, n, epsilon)
+    _norm_and_rotate(k, pair, Hkv, D, key_norm, rotary, position, n, epsilon)
+    attend_one(q, k, v, keys[n], values[n], pair // Hkv, pair % Hkv, held, scale, attended)
 
 
 @njit
@@ -192,11 +215,13 @@ def _activate(x, row, start, stop, activation):
 
 
 @njit
-def _norm_and_rotate(x, pair, heads, norm, rotary, position, n):
-    """Normalise and rotate one head of one row of x (S, C), in place; pair = row * heads + head."""
-    rows = x.reshape(len(x) * heads, -1)
-    _norm_row(rows, pair, norm[0], norm[1], n, rows)
-    _rotate_row(rows, pair, rotary[0], rotary[1], position)
+def _norm_and_rotate(x, pair, Hkv, D, norm, rotary, position, n, epsilon):
+    """Normalise and rotate the heads of one group in one row of x (S, heads * D), in place; pair = row * Hkv + group."""
+    rows = x.reshape(-1, D)
+    group = len(rows) // (len(x) * Hkv)
+    for row in range(pair * group, (pair + 1) * group):
+        _norm_row(rows, row, norm[0], norm[1], n, epsilon, rows)
+        _rotate_row(rows, row, rotary[0], rotary[1], position)
 
 
 @njit
@@ -206,22 +231,22 @@ def _rotate_row(rows, row, cosine, sine, position):
 
 
 @njit
-def _norm(x, norm, n):
+def _norm(x, norm, n, epsilon):
     """A normalised copy of x (S, C), with number n of norm = (gains, biases); a plain copy if there are none."""
     y = np.empty_like(x)
     for i in range(len(x)):
         for c in range(x.shape[1]):
             y[i, c] = x[i, c]
-        _norm_row(x, i, norm[0], norm[1], n, y)
+        _norm_row(x, i, norm[0], norm[1], n, epsilon, y)
     return y
 
 
 @njit
-def _norm_row(x, i, gains, biases, n, y):
+def _norm_row(x, i, gains, biases, n, epsilon, y):
     if len(biases):
-        layer_norm_row(x, i, gains[n], biases[n], y)
+        layer_norm_row(x, i, gains[n], biases[n], epsilon, y)
     elif len(gains):
-        rms_norm_row(x, i, gains[n], y)
+        rms_norm_row(x, i, gains[n], epsilon, y)
 
 
 @njit

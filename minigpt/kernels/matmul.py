@@ -406,9 +406,13 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = Fal
     return out
 
 
-def pack(b: np.ndarray) -> np.ndarray:
-    """The panels (P, K, WIDTH) of a matrix b (K, M) that many products share, such as weights in decoding.  P is even."""
-    panels = np.empty((panels_of(b.shape[1]), len(b), WIDTH), np.float32)
+def pack(b: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
+    """The panels (P, K, WIDTH) of a matrix b (K, M) that many products share, such as weights in decoding.  P is even.
+
+    They are written to `panels`, if given: a contiguous array of that shape.
+    """
+    if panels is None:
+        panels = np.empty((panels_of(b.shape[1]), len(b), WIDTH), np.float32)
     _pack_all(b, panels, get_num_threads())
     return panels
 

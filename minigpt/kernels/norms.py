@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm of the rows of a contiguous x (N, C).
 
 A sum along a row adds in lanes (see lanes.py).  Each row is computed by one thread, so its bits depend neither on the number of
-threads nor on the other rows.
+threads nor on the other rows.  epsilon (float32) is added to the mean square before its root is taken.
 """
 
 import numpy as np
@@ -11,30 +11,28 @@ from .lanes import LANES, ONE, ZERO, fma, lane_sum, load_part, splat, store_part
 from .sums import column_sum
 from .threads import parallel_for
 
-EPSILON = np.float32(1e-5)
-
 
 # --- layer norm -------------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
-def layer_norm_forward(x, gain, bias, y, mean, rstd):
+def layer_norm_forward(x, gain, bias, epsilon, y, mean, rstd):
     """Normalise each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), add bias (C,).  [Ba et al. 2016]
 
     Writes y (N, C) and, for the backward pass, mean (N,) and rstd (N,), the reciprocal of the standard deviation.
     """
-    parallel_for(len(x), _layer_norm_row, x, gain, bias, y, mean, rstd)
+    parallel_for(len(x), _layer_norm_row, x, gain, bias, epsilon, y, mean, rstd)
 
 
 @njit
-def _layer_norm_row(i, x, gain, bias, y, mean, rstd):
-    mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, y)
+def _layer_norm_row(i, x, gain, bias, epsilon, y, mean, rstd):
+    mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, epsilon, y)
 
 
 @njit
-def layer_norm_row(x, i, gain, bias, y):
+def layer_norm_row(x, i, gain, bias, epsilon, y):
     """Row i of `layer_norm_forward`; returns its mean and rstd."""
     C = x.shape[1]
-    mean, rstd = _mean_and_rstd(x, i * C, C)
+    mean, rstd = _mean_and_rstd(x, i * C, C, epsilon)
     m, r = splat(mean), splat(rstd)
     for c in range(0, C, LANES):
         n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
@@ -55,24 +53,24 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
 # --- RMS norm: the same without the mean --------------------------------------------------------------------------------
 
 @njit(cache=True)
-def rms_norm_forward(x, gain, y, rstd):
+def rms_norm_forward(x, gain, epsilon, y, rstd):
     """Divide each row of x (N, C) by its root mean square, scale it by gain (C,).  [Zhang and Sennrich 2019]
 
     Writes y (N, C) and, for the backward pass, rstd (N,), the reciprocal of the root mean square.
     """
-    parallel_for(len(x), _rms_norm_row, x, gain, y, rstd)
+    parallel_for(len(x), _rms_norm_row, x, gain, epsilon, y, rstd)
 
 
 @njit
-def _rms_norm_row(i, x, gain, y, rstd):
-    rstd[i] = rms_norm_row(x, i, gain, y)
+def _rms_norm_row(i, x, gain, epsilon, y, rstd):
+    rstd[i] = rms_norm_row(x, i, gain, epsilon, y)
 
 
 @njit
-def rms_norm_row(x, i, gain, y):
+def rms_norm_row(x, i, gain, epsilon, y):
     """Row i of `rms_norm_forward`; returns its rstd."""
     C = x.shape[1]
-    rstd = _rstd(x, i * C, C, ZERO)
+    rstd = _rstd(x, i * C, C, ZERO, epsilon)
     r = splat(rstd)
     for c in range(0, C, LANES):
         store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
@@ -89,21 +87,21 @@ def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
 
 
 @njit
-def _rstd(x, at, C, mean):
+def _rstd(x, at, C, mean, epsilon):
     total, m = splat(ZERO), splat(mean)
     for c in range(0, C, LANES):
         centred = load_part(x, at + c, C - c, mean) - m      # 0 past the end of the row
         total = fma(centred, centred, total)
-    return ONE / np.sqrt(lane_sum(total) / np.float32(C) + EPSILON)
+    return ONE / np.sqrt(lane_sum(total) / np.float32(C) + epsilon)
 
 
 @njit
-def _mean_and_rstd(x, at, C):
+def _mean_and_rstd(x, at, C, epsilon):
     total = splat(ZERO)
     for c in range(0, C, LANES):
         total = total + load_part(x, at + c, C - c, ZERO)
     mean = lane_sum(total) / np.float32(C)
-    return mean, _rstd(x, at, C, mean)
+    return mean, _rstd(x, at, C, mean, epsilon)
 
 
 @njit
