@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")
         published = options.model == "smollm2" or options.model.endswith(".gguf") or Path(options.model).is_dir()
         checkpoint = load(options.model) if published else load_checkpoint(options.model)
+        checkpoint.model.freeze()
         pieces = stream(checkpoint.model, checkpoint.tokenizer, options.prompt, options.tokens, options.stop,
                         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
         first = next(pieces)                            # raises whatever is wrong, before any output
