@@ -269,9 +269,11 @@ def examine():
         from coder import baselines, packed
         from coder import verify as verify_coder
         from minigpt import exhaustive, verify
+        from minigpt.kernels import matmul
         from tests import golden_coder
         try:
             hashes |= verify.results()
+            matmul.matmul_packed(np.ones((2, 3), np.float32), matmul.pack(np.ones((3, 4), np.float32)), np.ones((2, 4), np.float32))
             exhaustive.examine(0)
             hashes |= verify_coder.results()
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)

@@ -61,12 +61,17 @@ def _word(builder, index):
     return builder.gep(words, [index])
 
 
-def _atomic(build, arguments):
-    """An intrinsic (index of a word, int64, ...) -> int64, sequentially consistent, from build(builder, address, ...)."""
+def _to_pointer(builder, word):
+    return builder.bitcast(word, _POINTER.as_pointer())
+
+
+def _atomic(build, arguments, result=types.int64, argument=types.int64):
+    """An intrinsic (index of a word, arguments) -> result, sequentially consistent, from build(builder, address, arguments)."""
     def make(typing, *types_):
         def generate(context, builder, sig, args):
-            return build(builder, _word(builder, args[0]), *args[1:])
-        return types.int64(*[types.int64] * (1 + arguments)), generate
+            value = build(builder, _word(builder, args[0]), *args[1:])
+            return context.get_dummy_value() if result == types.void else value
+        return result(types.int64, *[argument] * arguments), generate
     if arguments == 0:
         return intrinsic(lambda typing, index: make(typing))
     if arguments == 1:
@@ -74,8 +79,11 @@ def _atomic(build, arguments):
     return intrinsic(lambda typing, index, x, y: make(typing))
 
 
-_store = _atomic(lambda builder, word, new: builder.store_atomic(new, word, "release", 8) and new, 1)
+_store = _atomic(lambda builder, word, new: builder.store_atomic(new, word, "release", 8), 1, types.void)
 _load = _atomic(lambda builder, word: builder.load_atomic(word, "seq_cst", 8), 0)
+_load_pointer = _atomic(lambda builder, word: builder.load_atomic(_to_pointer(builder, word), "seq_cst", 8), 0, types.voidptr)
+_store_pointer = _atomic(lambda builder, word, new: builder.store_atomic(new, _to_pointer(builder, word), "release", 8), 1,
+                         types.void, types.voidptr)
 _exchange = _atomic(lambda builder, word, new: builder.atomic_rmw("xchg", word, new, "seq_cst"), 1)         # returns the old value
 _add = _atomic(lambda builder, word, x: builder.atomic_rmw("add", word, x, "seq_cst"), 1)                   # the old value
 _replace = _atomic(lambda builder, word, old, new: builder.zext(builder.extract_value(
@@ -98,9 +106,9 @@ def _lock_operation(name, *more):
         def generate(context, builder, sig, args):
             of_type = ir.FunctionType(ir.IntType(32) if more else ir.VoidType(), [_POINTER] + [ir.IntType(32)] * len(more))
             function = cgutils.get_or_insert_function(builder.module, of_type, name)
-            builder.call(function, [builder.inttoptr(args[0], _POINTER), *map(ir.IntType(32), more)])
+            builder.call(function, [args[0], *map(ir.IntType(32), more)])
             return context.get_dummy_value()
-        return types.void(types.int64), generate
+        return types.void(types.voidptr), generate
     return operate
 
 
@@ -114,11 +122,10 @@ def _call(typing, body, arguments, start, stop):
     """Run a compiled loop at the address `body` from start to stop; False where it raised an exception."""
     def generate(context, builder, sig, args):
         convention = context.call_conv
-        function = builder.inttoptr(args[0], convention.get_function_type(*_LOOP_TYPES).as_pointer())
-        values = [builder.inttoptr(args[1], _POINTER), *args[2:]]
-        status, _ = convention.call_function(builder, function, *_LOOP_TYPES, values)
+        function = builder.bitcast(args[0], convention.get_function_type(*_LOOP_TYPES).as_pointer())
+        status, _ = convention.call_function(builder, function, *_LOOP_TYPES, args[1:])
         return builder.not_(status.is_error)
-    return types.boolean(*[types.int64] * 4), generate
+    return types.boolean(types.voidptr, types.voidptr, types.int64, types.int64), generate
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
@@ -128,14 +135,15 @@ def _work():
     """Claim stretches of the current loop, and compute them, until none is left."""
     while True:
         ticket = _load(TICKET)
-        i, stretches, count, body, arguments = ticket & CLOSED, _load(STRETCH_COUNT), _load(COUNT), _load(BODY), _load(ARGUMENTS)
+        i, stretches, count = ticket & CLOSED, _load(STRETCH_COUNT), _load(COUNT)
+        body, arguments = _load_pointer(BODY), _load_pointer(ARGUMENTS)
         if i >= stretches:
             return
         if _replace(TICKET, ticket, ticket + 1):
             if not _call(body, arguments, i * count // stretches, (i + 1) * count // stretches):
                 _exchange(FAILED, 1)
             if _add(DONE, 1) + 1 == stretches and _load(CALLER_SLEEPS) and _exchange(CALLER_SLEEPS, 0):
-                _release(_load(CALLER_LOCK))
+                _release(_load_pointer(CALLER_LOCK))
 
 
 @njit
@@ -148,7 +156,7 @@ def _is_wanted(worker):
 @njit(types.void(types.int64), nogil=True, cache=True)
 def _serve(worker):
     """What a worker does, for good."""
-    sleeps, lock, spins = SLEEPS + WORKER * worker, _load(LOCK + WORKER * worker), 0
+    sleeps, lock, spins = SLEEPS + WORKER * worker, _load_pointer(LOCK + WORKER * worker), 0
     while True:
         if _is_wanted(worker):
             _work()
@@ -163,7 +171,7 @@ def _serve(worker):
                 _acquire(lock)
 
 
-@linked(types.void(types.int64, types.int64, types.int64))
+@linked(types.void(types.voidptr, types.voidptr, types.int64))
 def _share(body, arguments, count):
     """Run a compiled loop over range(count) on all threads."""
     threads = _load(THREADS)
@@ -176,12 +184,12 @@ def _share(body, arguments, count):
     _exchange(DONE, 0)
     _store(STRETCH_COUNT, stretches)
     _store(COUNT, count)
-    _store(BODY, body)
-    _store(ARGUMENTS, arguments)
+    _store_pointer(BODY, body)
+    _store_pointer(ARGUMENTS, arguments)
     _exchange(TICKET, _load(TICKET) + 1)                # from the last loop's closed ticket to this one's first
     for worker in range(min(threads - 1, stretches - 1)):
         if _load(SLEEPS + WORKER * worker) and _exchange(SLEEPS + WORKER * worker, 0):
-            _release(_load(LOCK + WORKER * worker))
+            _release(_load_pointer(LOCK + WORKER * worker))
     _work()
     _exchange(TICKET, _load(TICKET) | CLOSED)
     spins = 0
@@ -192,7 +200,7 @@ def _share(body, arguments, count):
         else:
             _exchange(CALLER_SLEEPS, 1)
             if not (_load(DONE) == stretches and _exchange(CALLER_SLEEPS, 0)):
-                _acquire(_load(CALLER_LOCK))
+                _acquire(_load_pointer(CALLER_LOCK))
     _exchange(BUSY, 0)
     if _load(FAILED) and _exchange(FAILED, 0):
         raise MemoryError(NO_MEMORY)
@@ -218,7 +226,7 @@ def parallel_for(typing, count, body, *arguments):
     MemoryError where an iteration raised an exception: kernels raise no other.
     """
     of_body = body.get_call_type(typing, (types.int64, *arguments), {})
-    of_share, share = _share._defn(typing, types.int64, types.int64, types.int64)
+    of_share, share = _share._defn(typing, types.voidptr, types.voidptr, types.int64)
 
     def generate(context, builder, sig, args):
         count, _, values = args
@@ -235,7 +243,7 @@ def parallel_for(typing, count, body, *arguments):
             implementation(inner, [i, *cgutils.unpack_tuple(inner, stored, len(arguments))])
         convention.return_value(inner, context.get_dummy_value())
         values = cgutils.alloca_once_value(builder, _borrowed(context, builder, sig.args[2], values))
-        addresses = [builder.ptrtoint(address, _INT) for address in (loop, values)]
+        addresses = [builder.bitcast(address, _POINTER) for address in (loop, values)]
         return share(context, builder, of_share, [*addresses, count])
     return types.void(types.int64, body, types.StarArgTuple(arguments)), generate
 
