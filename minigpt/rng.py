@@ -13,6 +13,7 @@ from numba import njit, uint32, uint64
 from .kernels.threads import parallel_for
 
 ROUNDS = 10
+PART = 1024         # times four words that one iteration of the parallel loop makes
 _WORD = uint64(0xFFFFFFFF)
 
 
@@ -28,14 +29,16 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @njit
-def _fill_block(block, words, seed, purpose, step):
-    a, b, c, d = philox(block, step & _WORD, step >> uint64(32), purpose, seed & _WORD, seed >> uint64(32))
-    words[block, 0], words[block, 1], words[block, 2], words[block, 3] = a, b, c, d
+def _fill_part(part, words, seed, purpose, step):
+    words = words[part * PART:(part + 1) * PART]
+    for i in range(len(words)):
+        a, b, c, d = philox(part * PART + i, step & _WORD, step >> uint64(32), purpose, seed & _WORD, seed >> uint64(32))
+        words[i, 0], words[i, 1], words[i, 2], words[i, 3] = a, b, c, d
 
 
 @njit(cache=True)
 def _fill(words, seed, purpose, step):
-    parallel_for(len(words), _fill_block, words, seed, purpose, step)
+    parallel_for((len(words) + PART - 1) // PART, _fill_part, words, seed, purpose, step)
 
 
 def words(seed: int, purpose: str, step: int, count: int) -> np.ndarray:

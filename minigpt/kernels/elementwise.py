@@ -6,18 +6,22 @@ from numba import njit
 from .lanes import ONE, ZERO
 from .threads import parallel_for
 
+BLOCK = 4096        # elements of an iteration, a loop that the compiler makes into vectors
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 @njit
-def _apply_mask(i, x, keep, scale, y):
-    y[i] = scale * x[i] if keep[i] else ZERO
+def _apply_mask(block, x, keep, scale, y):
+    own = slice(block * BLOCK, (block + 1) * BLOCK)
+    x, keep, y = x[own], keep[own], y[own]
+    for i in range(x.size):
+        y[i] = scale * x[i] if keep[i] else ZERO
 
 
 @njit(cache=True)
 def apply_mask(x, keep, scale, y):
     """y = scale * x where keep, else 0; its own derivative.  All arrays are flat; y may be x."""
-    parallel_for(x.size, _apply_mask, x, keep, scale, y)
+    parallel_for((x.size + BLOCK - 1) // BLOCK, _apply_mask, x, keep, scale, y)
 
 
 # --- AdamW ------------------------------------------------------------------------------------------------------------
@@ -29,14 +33,17 @@ def adamw(weight, gradient, mean, square, clip, rate, decay, beta1, beta2, corre
     clip scales the gradient; rate is the learning rate, decay = 1 - rate * weight decay; correction1 and correction2 are
     1 / (1 - beta^step).
     """
-    parallel_for(weight.size, _adamw, weight, gradient, mean, square, clip, rate, decay, beta1, beta2, correction1, correction2,
-                 epsilon)
+    parallel_for((weight.size + BLOCK - 1) // BLOCK, _adamw, weight, gradient, mean, square, clip, rate, decay, beta1, beta2,
+                 correction1, correction2, epsilon)
 
 
-@njit
-def _adamw(i, weight, gradient, mean, square, clip, rate, decay, beta1, beta2, correction1, correction2, epsilon):
-    g = clip * gradient[i]
-    mean[i] = beta1 * mean[i] + (ONE - beta1) * g
-    square[i] = beta2 * square[i] + (ONE - beta2) * (g * g)
-    step = mean[i] * correction1 / (np.sqrt(square[i] * correction2) + epsilon)
-    weight[i] = decay * weight[i] - rate * step
+@njit(error_model="numpy")          # Python's would ask before each division whether to raise an exception
+def _adamw(block, weight, gradient, mean, square, clip, rate, decay, beta1, beta2, correction1, correction2, epsilon):
+    own = slice(block * BLOCK, (block + 1) * BLOCK)
+    weight, gradient, mean, square = weight[own], gradient[own], mean[own], square[own]
+    for i in range(weight.size):
+        g = clip * gradient[i]
+        mean[i] = beta1 * mean[i] + (ONE - beta1) * g
+        square[i] = beta2 * square[i] + (ONE - beta2) * (g * g)
+        step = mean[i] * correction1 / (np.sqrt(square[i] * correction2) + epsilon)
+        weight[i] = decay * weight[i] - rate * step

@@ -29,6 +29,7 @@ from .linking import linked
 LITTLE_WORK = 2 ** 18       # multiply-adds of one matrix product
 STRETCHES = 4               # for each thread
 SPINS = 3000                # how often a thread looks for work before it sleeps: some 100 us, longer than between two kernels
+YIELD = 100                 # after so many looks another thread may go first, in case the two share a core
 MOST_THREADS = config.NUMBA_NUM_THREADS
 NO_MEMORY = "a kernel could not allocate its scratch buffers"
 
@@ -100,6 +101,16 @@ def _pause(typing):
     return types.void(), generate
 
 
+@intrinsic
+def _yield(typing):
+    """Let another thread that waits for this core go first."""
+    def generate(context, builder, sig, args):
+        if hasattr(os, "sched_yield"):
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"), [])
+        return context.get_dummy_value()
+    return types.void(), generate
+
+
 def _lock_operation(name, *more):
     @intrinsic
     def operate(typing, lock):
@@ -147,6 +158,15 @@ def _work():
 
 
 @njit
+def _spin(spins):
+    """Wait a moment; returns spins + 1.  Now and then let another thread go first, which may be the one that is waited for."""
+    if spins % YIELD == YIELD - 1:
+        _yield()
+    _pause()
+    return spins + 1
+
+
+@njit
 def _is_wanted(worker):
     return _load(TICKET) & CLOSED != CLOSED and worker + 1 < _load(THREADS)
 
@@ -162,8 +182,7 @@ def _serve(worker):
             _work()
             spins = 0
         elif spins < SPINS:
-            spins += 1
-            _pause()
+            spins = _spin(spins)
         else:
             spins = 0
             _exchange(sleeps, 1)
@@ -195,8 +214,7 @@ def _share(body, arguments, count):
     spins = 0
     while _load(DONE) < stretches:
         if spins < SPINS:
-            spins += 1
-            _pause()
+            spins = _spin(spins)
         else:
             _exchange(CALLER_SLEEPS, 1)
             if not (_load(DONE) == stretches and _exchange(CALLER_SLEEPS, 0)):
