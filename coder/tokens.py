@@ -21,7 +21,8 @@ equal ones.
 Windows.  The model's input is tokenizer.start (without one, 0), then every token but the last; for a byte behind the escape,
 start again.  It attends to at most W = min(1024, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
 each stream, and before the first, room is made for c more: where they would have no position below block_size, a new cache
-begins by reading the last floor(W / 2) tokens again; else the oldest tokens are dropped, as far as more than W - c are held.
+begins by reading the first input and the last floor(W / 2) - 1 again (nothing where W is 1); else, as far as more than W - c
+are held, the oldest are dropped, but never the first, since many models predict badly without it (see Cache.drop).
 """
 
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from .range_coder import (LENGTH, decode_symbol, decode_target, encode_symbol, f
 
 STREAMS, STREAM_BYTES = 8, 16384        # S, at most, and how many bytes each then has, at least
 WINDOW, CHUNK = 1024, 64                # W and c, at most
+SPARED = 1                              # the first inputs, which are never dropped
 SCALE = np.float32(2 ** 32)             # weights: V * (2^32 + 1) stays far below 2^64
 ESCAPE_SHIFT = np.uint64(16)
 TOP = np.uint64(2 ** 31)                # TOP + 257 parts do not exceed the range coder's largest total
@@ -103,15 +105,17 @@ class Context:
         self.model, self.S, self.window = model, S, min(WINDOW, model.config.block_size)
         self.chunk = max(1, min(CHUNK, self.window // 2))
         self.room, self.cache = 0, model.new_cache(S, self.window)
-        self.recent = np.empty((S, 0), np.int64)                    # the last tokens read, W // 2 or all
+        self.again = np.empty((S, 0), np.int64)                     # the first token read, and the last of the others
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Logits (S, n, V) of what follows each of ids (S, n), where n is at most `room` or, where that is 0, `chunk`."""
         if not self.room:
             self._make_room()
-        n, keep = ids.shape[1], self.window // 2
+        n = ids.shape[1]
         logits = self.model.step(ids[:, 0], self.cache)[:, None] if n == 1 else self.model.forward(ids, cache=self.cache)
-        self.recent = np.hstack([self.recent, ids])[:, max(0, self.recent.shape[1] + n - keep):]
+        known = np.hstack([self.again, ids])
+        last = max(1, known.shape[1] - self.window // 2 + 1)
+        self.again = np.hstack([known[:, :1], known[:, last:]])[:, :self.window // 2]
         self.room -= n
         return logits                                                           # (S, n, V)
 
@@ -121,10 +125,10 @@ class Context:
             self.cache = cache = None                               # its memory is the next one's
             self.cache = self.model.new_cache(self.S, self.window)
             size = rows_at_once(self.S)
-            for i in range(0, self.recent.shape[1], size):
-                self.model.forward(self.recent[:, i:i + size], cache=self.cache)
-        else:
-            cache.drop(max(0, cache.held + self.chunk - self.window))
+            for i in range(0, self.again.shape[1], size):
+                self.model.forward(self.again[:, i:i + size], cache=self.cache)
+        elif cache.held + self.chunk > self.window:
+            cache.drop(cache.held + self.chunk - self.window, SPARED)
 
 
 def rows_at_once(S: int) -> int:

@@ -201,10 +201,24 @@ def test_a_token_attends_to_the_window_and_to_nothing_before_it(model):
     context = Context(gpt, 1)
     first = context.window // context.chunk * context.chunk         # then room is made
     assert np.array_equal(logits[:, :first], gpt.forward(ids[:, :first]))
-    changed = ids.copy()
-    changed[:, 0] = (ids[:, 0] + 1) % V
-    reached = np.flatnonzero((logits_of(gpt, changed, 7) != logits).any(axis=(0, 2)))
-    assert reached[0] == 0 and reached[-1] < 150 - 1                # layers pass it on beyond the window, but a restart ends it
+
+    def reached(t):
+        """The last time at which the logits depend on the token t: layers pass it on beyond the window, but a restart ends it."""
+        changed = ids.copy()
+        changed[:, t] = (ids[:, t] + 1) % V
+        times = np.flatnonzero((logits_of(gpt, changed, 7) != logits).any(axis=(0, 2)))
+        assert times[0] == t
+        return times[-1]
+    assert reached(1) < 149
+    assert reached(0) == (0 if context.window == 1 else 149)        # the first token stays, whatever else is dropped
+
+
+def test_the_first_token_is_spared():
+    gpt, ids = random_model().model, np.random.default_rng(2).integers(0, V, (1, 28))
+    logits, cache = logits_of(gpt, ids, 7), gpt.new_cache(1, 24)
+    gpt.forward(ids[:, :21], cache=cache)
+    cache.drop(4, spared=1)                                         # 21 + 7 - 24
+    assert np.array_equal(logits[:, 21:], gpt.forward(ids[:, 21:], cache=cache))
 
 
 def test_positions_begin_again_where_the_model_has_no_more():
@@ -213,7 +227,7 @@ def test_positions_begin_again_where_the_model_has_no_more():
     logits = logits_of(gpt, ids, 7)                                 # 63 = 9 * 7: the next 7 have no position
     alone = Context(gpt, 1)
     cache = gpt.new_cache(1, alone.window)
-    gpt.forward(ids[:, 63 - 12:63], cache=cache)
+    gpt.forward(np.hstack([ids[:, :1], ids[:, 63 - 11:63]]), cache=cache)
     assert np.array_equal(logits[:, 63:70], gpt.forward(ids[:, 63:70], cache=cache))
 
 
