@@ -59,7 +59,7 @@ class Cache:
         self.held, self.position = self.held + count, self.position + count
 
     def drop(self, count: int, spared: int = 0) -> None:
-        """Forget the oldest `count` tokens, or those after the oldest `spared`.  The others keep their positions, and make room.
+        """Forget the `count` oldest tokens after the first `spared`.  The others keep their positions, and make room.
 
         Many models attend to the first token of all when nothing else matters, and predict badly once it is gone: spare it.
         [Xiao et al. 2024, attention sinks]  ValueError if fewer are held.

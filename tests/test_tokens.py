@@ -203,7 +203,7 @@ def test_a_token_attends_to_the_window_and_to_nothing_before_it(model):
     assert np.array_equal(logits[:, :first], gpt.forward(ids[:, :first]))
 
     def reached(t):
-        """The last time at which the logits depend on the token t: layers pass it on beyond the window, but a restart ends it."""
+        """The last time that depends on the token t.  Layers pass it on beyond the window, but a restart ends that."""
         changed = ids.copy()
         changed[:, t] = (ids[:, t] + 1) % V
         times = np.flatnonzero((logits_of(gpt, changed, 7) != logits).any(axis=(0, 2)))
