@@ -1,6 +1,6 @@
 """The mode `tokens`: a published language model, whose symbols are tokens of several bytes, through the range coder.
 
-Streams.  A block of n bytes is cut into S = max(1, min(floor(n / 16384), 8)) contiguous streams, as in codec.py; each is cut
+Streams.  A block of n bytes is cut into S = max(1, min(floor(n / 16384), 4)) contiguous streams, as in codec.py; each is cut
 into tokens on its own.  They advance in lockstep, a token of each at a time, stream by stream; one that has all its bytes is
 left out, though the model goes on reading something in its place.  How a stream is cut into tokens is the encoder's business:
 the decoder joins tokens until the stream's bytes are complete.
@@ -19,7 +19,7 @@ until one rank is left.  After the escape, which is the last part of the root, f
 equal ones.
 
 Windows.  The model's input is tokenizer.start (without one, 0), then every token but the last; for a byte behind the escape,
-start again.  It attends to at most W = min(1024, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
+start again.  It attends to at most W = min(2048, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
 each stream, and before the first, room is made for c more: where they would have no position below block_size, a new cache
 begins by reading the first input and the last floor(W / 2) - 1 again (nothing where W is 1); else, as far as more than W - c
 are held, the oldest are dropped, but never the first, since many models predict badly without it (see Cache.drop).
@@ -39,8 +39,8 @@ from .frequencies import MINUS_INFINITY
 from .range_coder import (LENGTH, decode_symbol, decode_target, encode_symbol, finish_encoding, overrun, start_decoding,
                           start_encoding)
 
-STREAMS, STREAM_BYTES = 8, 16384        # S, at most, and how many bytes each then has, at least
-WINDOW, CHUNK = 1024, 64                # W and c, at most
+STREAMS, STREAM_BYTES = 4, 16384        # S, at most, and how many bytes each then has, at least
+WINDOW, CHUNK = 2048, 64                # W and c, at most
 SPARED = 1                              # the first inputs, which are never dropped
 SCALE = np.float32(2 ** 32)             # weights: V * (2^32 + 1) stays far below 2^64
 ESCAPE_SHIFT = np.uint64(16)
