@@ -111,10 +111,10 @@ def load(path):
     """The model, how many bytes carry it, and the SHA-256 of the text that it was trained on, or None."""
     model, trained_on = models.load(path)
     path = path or models.BUNDLED
-    weights = sum(parameter.data.size for parameter in model.parameters().values())
     if model.config.vocab_size != 256:
         raise CoderError(f"{path} predicts {model.config.vocab_size} characters, but files are made of bytes: pass another "
                          "with --model, or train one with train_shakespeare.py --tokenizer bytes")
+    weights = sum(parameter.data.size for parameter in model.parameters().values())
     sizes = " and ".join(f"{member.config.n_layer} layers of width {member.config.n_embd}" for member in model.members)
     print(f"model: {path}, {sizes}, windows of {model.config.block_size}: {weights:,} weights")
     return model, min(os.path.getsize(path), 4 * weights), trained_on       # a checkpoint holds more than weights

@@ -20,8 +20,10 @@ from minigpt.files import write_atomically
 from . import models, packed, verify
 from .compressor import choose, compress, decompress, salvage
 from .container import MODES, PREDICTING, CoderError, read
+from .tokens import TokenModel
 
 SUFFIX = ".mgz"
+MODES_OF_FILES = [*PREDICTING, "tokens"]
 
 
 def main(arguments: list[str] | None = None):
@@ -72,16 +74,18 @@ def parse(arguments):
         sub.add_argument("file", metavar="FILE")
         sub.add_argument("-o", "--output", metavar="OUT", help=f"default: FILE with {SUFFIX} appended or removed")
         sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
-        sub.add_argument("--model", metavar="FILE", help="a checkpoint or a packed model (default: the bundled model)")
+        sub.add_argument("--model", metavar="MODEL", help="a checkpoint or a packed model (default: the bundled "
+                         "model), or a published language model: smollm2, a GGUF file, or a folder")
         sub.add_argument("--prime", metavar="FILE", help="a text like FILE, which both sides have, to learn from first "
-                         "(not in the mode static)")
+                         "(not in the modes static and tokens)")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
         sub.add_argument("-v", "--verbose", action="store_true", help="print sizes and time at the end")
         return sub
 
     file_command(run_compress, "compress", "compress FILE").add_argument(
-        "--mode", choices=PREDICTING, help="; ".join(f"{name}: {MODES[name].help}" for name in PREDICTING) +
-        " (default: static with --model, fast with --prime, else whichever of the two compresses the beginning of FILE better)")
+        "--mode", choices=MODES_OF_FILES, help="; ".join(f"{name}: {MODES[name].help}" for name in MODES_OF_FILES) +
+        " (default: static with --model, or tokens with a published one; fast with --prime; else whichever of static and fast "
+        "compresses the beginning of FILE better)")
     file_command(run_decompress, "decompress", "decompress FILE").add_argument(
         "--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
     command(run_info, "info", "describe the compressed FILE").add_argument("file", metavar="FILE")
@@ -99,8 +103,10 @@ def run_compress(options):
     target = output(options, options.file + SUFFIX)
     data = read_input(options.file)
     primer = read_primer(options)
-    mode = options.mode or ("static" if options.model else "fast" if options.prime else None)
+    mode = options.mode or ("fast" if options.prime and not options.model else None)
     model = models.load(options.model)[0] if mode is None or MODES[mode].needs_model else None
+    if mode is None and options.model:
+        mode = "tokens" if isinstance(model, TokenModel) else "static"
     start = time.perf_counter()
     with bar(options, len(data)) as progress:
         file = compress(data, mode or choose(data, model), model, progress, primer=primer)
@@ -152,6 +158,8 @@ def run_pack(options):
     if target.exists() and not (target.is_file() and target.read_bytes().startswith(packed.MAGIC)):
         raise CoderError(f"{target} exists and is not a packed model: only a packed model is overwritten")
     loaded, texts = zip(*map(models.load, options.models))
+    if any(isinstance(model, TokenModel) for model in loaded):
+        raise CoderError("a published language model is not packed: pass its own file with --model")
     try:
         file = packed.pack(combine(loaded), texts[0] if len(set(texts)) == 1 else None, options.fineness)
     except ValueError as error:

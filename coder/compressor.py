@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from minigpt.ensemble import Ensemble
 from minigpt.model import GPT
 
-from . import codec
+from . import codec, tokens
 from .container import LARGEST_BLOCK, MODES, PREDICTING, SMALLEST_BLOCK, Block, CoderError, Header, read, write
 from .models import short_fingerprint
 from .predictor import Predictor, make_predictor
+from .tokens import TokenModel
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
@@ -24,13 +25,14 @@ def choose(data: bytes, model: GPT | Ensemble) -> str:
     return min(TRIALS, key=rate)
 
 
-def compress(data: bytes, mode: str, model: GPT | Ensemble | None = None, progress: Callable = lambda count, taken: None,
-             block_bits: int = BLOCK_BITS, primer: bytes = b"") -> bytes:
+def compress(data: bytes, mode: str, model: GPT | Ensemble | TokenModel | None = None,
+             progress: Callable = lambda count, taken: None, block_bits: int = BLOCK_BITS, primer: bytes = b"") -> bytes:
     """The compressed file of data.
 
-    mode: of container.MODES, but stored.  model: of bytes, where the mode needs one.  primer: bytes that both sides have, for
-    an adaptive mode.  progress(bytes read since the last call, bytes written in all) is called now and then.
-    CoderError where the model is missing or does not predict bytes, or the mode takes no primer.
+    mode: of container.MODES, but stored.  model: of bytes or, for the mode tokens, of tokens, where the mode needs one.
+    primer: bytes that both sides have, for an adaptive mode.  progress(bytes read since the last call, bytes written in all) is
+    called now and then.
+    CoderError where the model is missing or predicts something else, or the mode takes no primer.
     """
     if not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
         raise ValueError(f"block_bits must be from {SMALLEST_BLOCK} to {LARGEST_BLOCK}, but is {block_bits}")
@@ -39,7 +41,7 @@ def compress(data: bytes, mode: str, model: GPT | Ensemble | None = None, progre
     size, payloads, taken = 1 << block_bits, [], 0
     for start in range(0, len(data), size):
         block = data[start:start + size]
-        code = codec.encode_block(predictor, block, lambda count, code_size: progress(count, taken + code_size))
+        code = _codec(mode).encode_block(predictor, block, lambda count, code_size: progress(count, taken + code_size))
         payloads.append((block, True) if len(block) <= len(code) else (code, False))
         taken += len(payloads[-1][0])
     header = Header(mode, block_bits, len(data), fingerprint, hashlib.sha256(data).digest(),
@@ -106,21 +108,32 @@ def _decoded(header: Header, blocks: list[Block], find_model, progress, primer) 
                 part = block.payload
             else:
                 try:
-                    part = codec.decode_block(predictor, block.payload, block.size, progress)
+                    part = _codec(header.mode).decode_block(predictor, block.payload, block.size, progress)
                 except ValueError:
                     part = None
         lost = lost or (part is None and adaptive)
         yield i, part
 
 
-def _predictor(mode, model, size, primer) -> Predictor:
-    if mode not in PREDICTING:
-        raise ValueError(f"mode must be one of {', '.join(PREDICTING)}, but is {mode!r}")
+def _codec(mode):
+    """The module that encodes and decodes blocks with what `_predictor` returns."""
+    return tokens if mode == "tokens" else codec
+
+
+def _predictor(mode, model, size, primer) -> Predictor | TokenModel:
+    if mode not in (*PREDICTING, "tokens"):
+        raise ValueError(f"mode must be one of {', '.join(PREDICTING)}, tokens, but is {mode!r}")
     if MODES[mode].needs_model and model is None:
         raise CoderError(f"the mode {mode} needs a model")
+    if MODES[mode].needs_model and isinstance(model, TokenModel) != (mode == "tokens"):
+        raise CoderError("the mode tokens needs a published language model: pass one with --model, as in --model smollm2"
+                         if mode == "tokens" else
+                         f"the mode {mode} needs a model that predicts bytes, but this one predicts tokens: leave out --mode")
     if primer and not MODES[mode].adaptive:
         raise CoderError(f"the mode {mode} does not learn, so a primer is of no use to it: choose "
                          f"{' or '.join(name for name in PREDICTING if MODES[name].adaptive)}")
+    if mode == "tokens":
+        return model
     try:
         return make_predictor(mode, size, model, primer)
     except ValueError as error:
@@ -128,6 +141,8 @@ def _predictor(mode, model, size, primer) -> Predictor:
 
 
 def _fingerprint(predictor):
+    if isinstance(predictor, TokenModel):
+        return predictor.fingerprint
     return short_fingerprint(predictor.model) if predictor.model else NO_MODEL
 
 

@@ -58,13 +58,17 @@ class Cache:
         """Count the tokens whose keys and values all layers have appended."""
         self.held, self.position = self.held + count, self.position + count
 
-    def drop(self, count: int) -> None:
-        """Forget the oldest `count` tokens.  The others keep their positions, and make room.  ValueError if fewer are held."""
-        if not 0 <= count <= self.held:
-            raise ValueError(f"the cache holds {self.held} tokens, so {count} cannot be dropped")
+    def drop(self, count: int, spared: int = 0) -> None:
+        """Forget the `count` oldest tokens after the first `spared`.  The others keep their positions, and make room.
+
+        Many models attend to the first token of all when nothing else matters, and predict badly once it is gone: spare it.
+        [Xiao et al. 2024, attention sinks]  ValueError if fewer are held.
+        """
+        if not (0 <= count and 0 <= spared and spared + count <= self.held):
+            raise ValueError(f"the cache holds {self.held} tokens, so {count} after {spared} cannot be dropped")
         for keys, values in zip(self.keys, self.values):                        # by layers: NumPy copies what overlaps
-            keys[..., :self.held - count] = keys[..., count:self.held]
-            values[:, :, :self.held - count] = values[:, :, count:self.held]
+            keys[..., spared:self.held - count] = keys[..., spared + count:self.held]
+            values[:, :, spared:self.held - count] = values[:, :, spared + count:self.held]
         self.held -= count
 
 
