@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minigpt import corpus, pretrained
+from minigpt import pretrained
 from minigpt.bpe import SPLITS, train
 from minigpt.checkpoint import fingerprint
 from minigpt.pretrained import PretrainedError, load
@@ -416,7 +416,7 @@ def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_predicts_shakespeare():
+def test_smollm2_predicts_what_transformers_predicts_with_it():
     pytest.importorskip("gguf")
     try:
         model, tokenizer, _ = load("smollm2")
@@ -427,9 +427,9 @@ def test_smollm2_predicts_shakespeare():
     assert model.config.n_layer == 30 and tokenizer.start == 0 and tokenizer.split == "smollm"
     missing = set(range(256)) - {token[0] for token in tokenizer.vocabulary if len(token) == 1}
     assert missing == {*bytes.fromhex("04061314161dc0c1f1f2"), *range(0xf5, 0x100)}
-    text = corpus.split(corpus.load().data)[1][:2000]
+    text = Path(__file__).parents[1].joinpath("LICENSE").read_bytes()
     ids = tokenizer.encode(text)
     assert tokenizer.decode_bytes(ids) == text
     model.loss(np.array([[0, *ids[:-1]]]), ids[None])
-    nats = float(model.losses.astype(np.float64).sum())                 # 1.473 bits per byte
-    assert abs(nats - 2041.872) < 0.1                                   # what transformers computes from the same file
+    nats = float(model.losses.astype(np.float64).sum())                 # it knows this text well: 0.35 bits per byte
+    assert abs(nats - 260.645) < 0.01                                   # what transformers computes from the same file

@@ -347,7 +347,7 @@ def test_a_sample_ends_at_the_stop_text(trained, capsys):
 
 @pytest.mark.parametrize("options, code, sentence", [
     ("--model nothing", 1, "there is no model at nothing"),
-    ("--model .", 1, r"\. cannot be read as a checkpoint"),
+    ("--model .", 1, "cannot read config.json"),
     ("--model text", 1, "text cannot be read as a checkpoint: not a whole safetensors file"),
     ("--prompt J", 1, "the character 'J' at position 0 is not one of the"),
     ("--temperature -1", 1, "temperature must be"),
