@@ -266,7 +266,7 @@ def examine():
     """Compile and run every kernel; returns what is wrong with its code, and the hashes of what it computed."""
     wrong, hashes = set(), {}
     with compiled() as found, told_apart() as twice:
-        from coder import baselines, packed
+        from coder import baselines, packed, range_coder, tokens
         from coder import verify as verify_coder
         from minigpt import exhaustive, verify
         from minigpt.kernels import matmul
@@ -278,6 +278,10 @@ def examine():
             hashes |= verify_coder.results()
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)
             packed.unpack(packed.pack(golden_coder.taught()))
+            trie, logits = tokens.make_trie([b"a", b"b", b"ab"]), np.zeros((2, 3), np.float32)
+            state, out = range_coder.start_encoding()
+            code = range_coder.finish_encoding(state, tokens.encode_tokens(state, out, logits, np.array([2, 3 + 255]), trie))
+            tokens.decode_tokens(range_coder.start_decoding(code), code, logits, trie)
         except Exception as error:          # wrong arithmetic may break what rests on it
             wrong.add(("while it ran", repr(error)))
     return {"wrong": sorted({*wrong, *inexact(found), *overlooked(found), *twice}), "hashes": hashes}
