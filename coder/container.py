@@ -5,7 +5,8 @@ Integers are unsigned and little-endian.
     offset  bytes   field
     0       4       magic: 89 47 5A 0A (no text begins like that, and a transfer in text mode breaks it)
     4       1       version of this format, and of everything that the decoder must compute alike: 5
-    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 5 tokens
+    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 7 tokens (5 was the same
+                    with matrices of floats)
     6       1       flags: 1 if there is a primer; a reader refuses bits that it does not know
     7       1       k, 10 .. 24: each block but the last holds 2^k bytes of the original
     8       8       length of the original, in bytes
@@ -57,7 +58,7 @@ MODES = {
     "online": Mode(2, True, True, "the model mixed with contexts, while it goes on learning from FILE"),
     "scratch": Mode(3, False, True, "the same from a seeded start, without a trained model"),
     "fast": Mode(4, False, True, "contexts alone"),
-    "tokens": Mode(5, True, False, "a published language model as it is, on tokens of several bytes"),
+    "tokens": Mode(7, True, False, "a published language model, in integers of 8 bits, on tokens of several bytes"),
 }
 NAMES = {mode.number: name for name, mode in MODES.items()}
 PREDICTING = [name for name in MODES if name not in ("stored", "tokens")]      # bytes: those of predictor.py

@@ -87,10 +87,10 @@ def make_trie(vocabulary: list[bytes]) -> Trie:
 
 
 class TokenModel:
-    """A language model with its tokenizer; `fingerprint` (16 bytes) names both in a file.  The model is frozen."""
+    """A language model with its tokenizer; `fingerprint` (16 bytes) names both in a file.  The model is quantised."""
 
     def __init__(self, model: GPT, tokenizer: BPETokenizer, fingerprint: bytes):
-        self.model, self.tokenizer, self.config, self.fingerprint = model.freeze(), tokenizer, model.config, fingerprint
+        self.model, self.tokenizer, self.config, self.fingerprint = model.quantise(), tokenizer, model.config, fingerprint
         self.trie = make_trie(tokenizer.vocabulary)
 
     def inputs(self, ids: np.ndarray) -> np.ndarray:

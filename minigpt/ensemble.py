@@ -38,6 +38,12 @@ class Ensemble:
         """Copies of the members, which can be trained without changing these."""
         return Ensemble(member.copy() for member in self.members)
 
+    def quantise(self) -> "Ensemble":
+        """Quantise the members, as GPT.quantise.  Returns the ensemble."""
+        for member in self.members:
+            member.quantise()
+        return self
+
     def parameters(self) -> dict[str, Parameter]:
         """Name -> Parameter, of all members."""
         return {f"{i}.{name}": parameter for i, member in enumerate(self.members)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .kernels.decode import ACTIVATIONS, NetworkWeights, step_by_columns, step_by_rows
-from .kernels.matmul import WIDTH, pack, panels_of
+from .kernels.matmul import WIDTH, matmul_packed, pack, panels_of
+from .kernels.quantised import Quantised, empty, matmul_quantised, quantise, quantise_heads
 from .kernels.threads import threads_for
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ class Cache:
     A new token attends to the tokens held when it comes, and to itself; where several come at once, to the tokens held when
     they come, to those of them that precede it, and to itself.  `position` counts all that have ever come, held or dropped:
     there the next one stands.  Keys are held rotated by their positions, and only the distance matters to a query.
+
+        keys    (n_layer, S, Hkv, D, length, padded to whole lanes)
+        values  (n_layer, S, Hkv, length, D)
+        scales  (2, n_layer, S, Hkv, that padded length): of the keys and of the values, where they are integers of 8 bits
     """
 
     def __init__(self, model: GPT, sequences: int, length: int | None = None):
@@ -34,8 +40,16 @@ class Cache:
         self.weights = model.frozen or pack_weights(model)
         self.positions, self.vocab_size = c.block_size, c.vocab_size
         self.held, self.position, self.sequences, self.length = 0, 0, sequences, length
-        self.keys = np.zeros((c.n_layer, sequences, c.kv_heads, D, width), np.float32)
-        self.values = np.zeros((c.n_layer, sequences, c.kv_heads, length, D), np.float32)
+        heads, self.quantised = (c.n_layer, sequences, c.kv_heads), model.quantised
+        self.keys = np.zeros((*heads, D, width), np.int8 if self.quantised else np.float32)
+        self.values = np.zeros((*heads, length, D), self.keys.dtype)
+        self.scales = np.zeros((2, *heads, width if self.quantised else 0), np.float32)
+
+    def of(self, start: int, stop: int) -> "Cache":
+        """A view of the sequences [start, stop)."""
+        part = copy(self)
+        part.keys, part.values, part.scales = self.keys[:, start:stop], self.values[:, start:stop], self.scales[:, :, start:stop]
+        return part
 
     def check_room(self, count: int) -> None:
         """ValueError unless `count` more tokens fit in."""
@@ -46,13 +60,20 @@ class Cache:
             raise ValueError(f"the cache is full: it has room for {self.length} tokens and holds {self.held}, so "
                              f"{count} more do not fit: drop some first")
 
-    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put k and v (S, T, Hkv, D) behind the tokens held, of one layer.  Returns all keys (S, Hkv, D, width) and values
-        (S, Hkv, length, D) of that layer.  They count as held after `advance`."""
-        keys, values, stop = self.keys[layer], self.values[layer], self.held + k.shape[1]
-        keys[:, :, :, self.held:stop] = k.transpose(0, 2, 3, 1)
-        values[:, :, self.held:stop] = v.transpose(0, 2, 1, 3)
-        return keys, values
+    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Put k and v (S, T, Hkv, D) behind the tokens held, of one layer.  Returns all keys (S, Hkv, D, width), values
+        (S, Hkv, length, D) and scales (2, S, Hkv, width) of that layer.  They count as held after `advance`."""
+        keys, values, scales = self.keys[layer], self.values[layer], self.scales[:, layer]
+        new = slice(self.held, self.held + k.shape[1])
+        if self.quantised:
+            floats, (k, v) = (k, v), (np.empty(k.shape, np.int8) for _ in range(2))
+            for x, integers, own in zip(floats, (k, v), scales):
+                found = np.empty(x.shape[:3], np.float32)
+                quantise_heads(x.reshape(-1, x.shape[3]), integers.reshape(-1, x.shape[3]), found.reshape(-1))
+                own[:, :, new] = found.transpose(0, 2, 1)
+        keys[:, :, :, new] = k.transpose(0, 2, 3, 1)
+        values[:, :, new] = v.transpose(0, 2, 1, 3)
+        return keys, values, scales
 
     def advance(self, count: int) -> None:
         """Count the tokens whose keys and values all layers have appended."""
@@ -69,24 +90,56 @@ class Cache:
         for keys, values in zip(self.keys, self.values):                        # by layers: NumPy copies what overlaps
             keys[..., spared:self.held - count] = keys[..., spared + count:self.held]
             values[:, :, spared:self.held - count] = values[:, :, spared + count:self.held]
+        self.scales[..., spared:self.held - count] = self.scales[..., spared + count:self.held]
         self.held -= count
+
+
+class FrozenMatrix:
+    """A parameter that is held only as the kernels read it: the panels of a matrix of that shape, or of its transpose."""
+
+    def __init__(self, panels: np.ndarray | Quantised, shape: tuple[int, int], transposed: bool):
+        self.panels, self.shape, self.transposed = panels, shape, transposed
+
+    def data(self) -> np.ndarray:
+        """A read-only copy of the matrix.  RuntimeError where it was quantised."""
+        if isinstance(self.panels, Quantised):
+            raise RuntimeError("a quantised model does not have its weights any more")
+        rows, columns = self.shape
+        if self.transposed:
+            data = self.panels.transpose(0, 2, 1).reshape(-1, columns)[:rows].copy()
+        else:
+            data = self.panels.transpose(1, 0, 2).reshape(rows, -1)[:, :columns].copy()
+        data.flags.writeable = False
+        return data
+
+    def times(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """out = x @ what the panels hold.  Returns out."""
+        return (matmul_quantised if isinstance(self.panels, Quantised) else matmul_packed)(x, self.panels, out)
+
+    def rows(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """out (N, C) = the rows ids (N,) of a table, whose transpose the panels hold.  Returns out."""
+        if isinstance(self.panels, Quantised):
+            out[...] = self.panels.columns(ids)[:, :out.shape[1]]
+        else:
+            out[...] = self.panels[ids // WIDTH, :, ids % WIDTH]
+        return out
 
 
 def decode_step(ids: np.ndarray, cache: Cache) -> np.ndarray:
     """Logits (S, V) that follow the tokens ids (S,) int64; the cache, which must have room, receives their keys and values."""
-    S, C = len(ids), cache.weights.head.shape[1]
+    S, C = len(ids), cache.weights.attention_norm.shape[1]
     logits = np.empty((S, cache.vocab_size), np.float32)
     step, work = (step_by_columns, 4 * S * C * C) if S <= FEW_ROWS and C >= WIDE else (step_by_rows, S * C * C)
     with threads_for(work) as threads:
-        step(ids, cache.weights, cache.keys, cache.values, cache.held, cache.position, threads, logits)
+        step(ids, cache.weights, cache.keys, cache.values, cache.scales, cache.held, cache.position, threads, logits)
     cache.advance(1)
     return logits
 
 
-def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
+def pack_weights(model: GPT, release: bool = False, quantised: bool = False) -> NetworkWeights:
     """The model's weights as a decode step reads them: those of all blocks in one array each, the matrices packed.
 
-    release: the model then has no other copy of its matrices (see GPT.freeze).
+    release: the model then has no other copy of its matrices (see GPT.freeze).  quantised: they become integers of 8 bits.
     """
     config, parameters = model.config, model.parameters()
     none = np.zeros((0, config.n_embd), np.float32)
@@ -106,16 +159,18 @@ def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
     def linear(name):
         matrices = of_blocks(f"{name}.weight")
         K, M = matrices[0].shape if matrices else (0, 0)
-        packed = np.empty((len(matrices), panels_of(M), K, WIDTH), np.float32)
-        for matrix, panels in zip(matrices, packed):
-            packed_into(matrix, panels)
-        return packed, vectors(f"{name}.bias")
+        return packed(matrices, (K, M)), vectors(f"{name}.bias")
 
-    def packed_into(matrix, panels, transposed=False):
-        pack(matrix.data.T if transposed else matrix.data, panels)
-        if release:
-            matrix.freeze(panels, transposed)
-        return panels
+    def packed(matrices, shape, transposed=False):
+        """Matrices of that shape (K, M), packed, with the number of the matrix as first axis."""
+        n, (K, M) = len(matrices), shape
+        stack = empty(shape, n) if quantised else np.empty((n, panels_of(M), K, WIDTH), np.float32)
+        for i, matrix in enumerate(matrices):
+            data = matrix.data.T if transposed else matrix.data
+            own = quantise(data, Quantised(*(a[i] for a in stack))) if quantised else pack(data, stack[i])
+            if release:
+                matrix.data, matrix.frozen = None, FrozenMatrix(own, matrix.shape, transposed)
+        return stack
 
     zeros = np.zeros((config.n_layer, config.n_embd), np.float32)       # the biases of a LayerNorm without any
     rotary, last_norm, last_norm_bias = model.rotary, none, none
@@ -126,12 +181,11 @@ def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
     positions = model.positions.weight.data.copy() if model.positions else none
     tokens = none if config.tied else model.tokens.weight.data if release else model.tokens.weight.data.copy()
     head = model.tokens.weight if config.tied else model.head.weight
-    V, C = config.vocab_size, config.n_embd
     return NetworkWeights(
         tokens, positions, np.float32(config.norm_epsilon), config.norm_order == "first",
         *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"), *linear("attention.value"),
         vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables,
         np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
         *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),
-        ACTIVATIONS[config.activation], *linear("feed_forward.contract"), last_norm, last_norm_bias,
-        packed_into(head, np.empty((panels_of(V), C, WIDTH), np.float32), transposed=config.tied))
+        ACTIVATIONS[config.activation], config.hidden, *linear("feed_forward.contract"), last_norm, last_norm_bias,
+        packed([head], (config.n_embd, config.vocab_size), transposed=config.tied))

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import rng
 from .kernels import elementwise, norms, softmax, sums
-from .kernels.matmul import WIDTH, matmul, matmul_packed
+from .kernels.matmul import matmul
 
 
 class Draw(NamedTuple):
@@ -24,48 +24,28 @@ class Draw(NamedTuple):
 
 
 class Parameter:
-    """A trainable array, `data`, and the gradient of the loss with respect to it, `grad`.
-
-    A frozen one (see GPT.freeze) is held as panels only, the form in which the kernels read a matrix.
-    """
+    """A trainable array, `data`, and the gradient of the loss with respect to it, `grad`."""
 
     def __init__(self, shape: tuple[int, ...], std: float = 0.0, value: float = 0.0):
-        self._data, self._panels = np.full(shape, value, np.float32), None
+        self._data, self.frozen = np.full(shape, value, np.float32), None       # a FrozenMatrix in its place: see GPT.freeze
         self.shape, self.std = shape, std       # std: standard deviation of the initial values around `value`
 
     @property
     def data(self) -> np.ndarray:
-        """The array; of a frozen matrix a read-only copy, made anew each time."""
-        if self._panels is None:
-            return self._data
-        panels, (rows, columns) = self._panels, self.shape
-        if self._transposed:
-            data = panels.transpose(0, 2, 1).reshape(-1, columns)[:rows].copy()
-        else:
-            data = panels.transpose(1, 0, 2).reshape(rows, -1)[:, :columns].copy()
-        data.flags.writeable = False
-        return data
+        """The array; of a frozen matrix a read-only copy, made anew each time, and of one of integers a RuntimeError."""
+        return self._data if self.frozen is None else self.frozen.data()
 
     @data.setter
     def data(self, data: np.ndarray):
         self._data = data
 
-    def freeze(self, panels: np.ndarray, transposed: bool = False) -> None:
-        """Hold only the panels (see `pack`) of this matrix, or of its transpose."""
-        self._data, self._panels, self._transposed = None, panels, transposed
-
     def times(self, x: np.ndarray, out: np.ndarray, transposed: bool = False) -> np.ndarray:
         """out = x @ data or, transposed, x @ data.T (of a frozen matrix the one or the other).  Returns out."""
-        if self._panels is None:
-            return matmul(x, self.data.T if transposed else self.data, out)
-        return matmul_packed(x, self._panels, out)
+        return matmul(x, self.data.T if transposed else self.data, out) if self.frozen is None else self.frozen.times(x, out)
 
     def rows(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """out (N, C) = the rows ids (N,) of a table (V, C), which is frozen, if at all, as its transpose.  Returns out."""
-        if self._panels is None:
-            return np.take(self.data, ids, axis=0, out=out, mode="clip")
-        out[...] = self._panels[ids // WIDTH, :, ids % WIDTH]
-        return out
+        return np.take(self.data, ids, axis=0, out=out, mode="clip") if self.frozen is None else self.frozen.rows(ids, out)
 
     @cached_property
     def grad(self) -> np.ndarray:

@@ -5,8 +5,6 @@
     block, norm first:   x = x + attention(norm(x)),   x = x + feed_forward(norm(x))
 """
 
-from copy import copy
-
 import numpy as np
 
 from .blocks import Block, Rotary, make_norm
@@ -39,7 +37,7 @@ class GPT(Layer):
         self.norm = make_norm(config) if config.norm_order == "first" else None     # else the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
         self._loss = CrossEntropy()
-        self.frozen = None                          # the weights packed, if `freeze` did that
+        self.frozen, self.quantised = None, False   # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -64,10 +62,21 @@ class GPT(Layer):
         (`backward` is a RuntimeError), only copied.  Returns the model.
         """
         if self.frozen is None:
-            self.frozen = pack_weights(self, release=True)
+            self.frozen = pack_weights(self, release=True, quantised=self.quantised)
             for block in self.blocks[1:]:
                 block.share_buffers(self.blocks[0], saved=True)
         return self
+
+    def quantise(self) -> "GPT":
+        """Freeze the model with matrices of 8-bit integers, and compute with them: its predictions change a little, its memory
+        is a quarter.  The rows that matrices are multiplied by, and keys and values, become such integers as they come (see
+        kernels/quantised.py).  It cannot be copied.  Returns the model.  RuntimeError where it was frozen before."""
+        if self.frozen is not None and not self.quantised:
+            raise RuntimeError("a frozen model cannot be quantised: quantise a copy of it")
+        self.quantised = True
+        for block in self.blocks:
+            block.attention.sublayer.quantised = True
+        return self.freeze()
 
     def share_buffers(self, other: "GPT", saved: bool = False) -> None:
         super().share_buffers(other, saved)
@@ -87,7 +96,7 @@ class GPT(Layer):
         for i in range(0, B, rows):
             part = ids[i:i + rows]
             with self._threads(part):
-                self._logits(part, draw, _rows_of(cache, i, i + rows), logits[i:i + rows].reshape(part.size, -1))
+                self._logits(part, draw, cache and cache.of(i, i + rows), logits[i:i + rows].reshape(part.size, -1))
         if cache is not None:
             cache.advance(T)
         return logits
@@ -183,12 +192,3 @@ class GPT(Layer):
         """
         self._check(ids, 1, cache)
         return decode_step(ids.astype(np.int64), cache)
-
-
-def _rows_of(cache, start, stop):
-    """A view of the sequences [start, stop) of a cache."""
-    if cache is None:
-        return None
-    part = copy(cache)
-    part.keys, part.values = cache.keys[:, start:stop], cache.values[:, start:stop]
-    return part

@@ -197,10 +197,11 @@ def kernels():
     attention.attention_forward(x, k, v, H, T, scale, y, peak, total)
     attention.attention_backward(dy, x, k, v, y, peak, total, H, T, scale, dq, dk, dv)
     yield "attention, backward", sha256(dq, dk, dv)
-    keys, values, one = outputs((3, H, C // H, 32), (3, H, T, C // H), (3, C))
+    keys, values, no_scales, one = outputs((3, H, C // H, 32), (3, H, T, C // H), (2, 3, H, 0), (3, C))
     for t in range(T):
         for pair in range(3 * H):
-            attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, pair // H, pair % H, t, scale, one)
+            attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, no_scales, pair // H, pair % H, t,
+                                 scale, one)
     yield "attention, one more token", sha256(one)
 
     for name, forward, backward in (("ReLU", activations.relu_forward, activations.relu_backward),

@@ -94,7 +94,7 @@ def flipped(file, byte, bit=0):
 def read_by_the_table(file):
     """Follows the table in container's docstring, offset by offset, and shares nothing with the code below it."""
     assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 5 and file[6] in (0, 1)
-    mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast", 5: "tokens"}[file[5]], 16 * file[6]
+    mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast", 7: "tokens"}[file[5]], 16 * file[6]
     k, length = file[7], number(file, 8, 8)
     n = (length + 2 ** k - 1) // 2 ** k
     assert number(file, 64 + primer + 8 * n, 4) == zlib.crc32(file[:64 + primer + 8 * n])

@@ -620,10 +620,10 @@ def test_attention_to_a_beginning_has_the_bits_of_attention_to_the_whole(T):
 def attention_token_by_token(q, k, v, heads, T, scale):
     B, D, out = len(q) // T, q.shape[1] // heads, np.empty_like(q)
     keys, values = np.zeros((B, heads, D, (T + 15) // 16 * 16), np.float32), np.zeros((B, heads, T, D), np.float32)
-    one = np.empty((B, heads * D), np.float32)
+    scales, one = np.zeros((2, B, heads, 0), np.float32), np.empty((B, heads * D), np.float32)
     for t in range(T):
         for pair in range(B * heads):
-            attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, pair // heads, pair % heads, t, scale, one)
+            attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, scales, pair // heads, pair % heads, t, scale, one)
         out[t::T] = one
     return out
 

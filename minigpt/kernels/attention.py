@@ -15,10 +15,12 @@ from numba import njit, types
 from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store, store_part
 from .linking import linked
 from .matmul import MATRIX, WIDTH, pack_columns, panels_of, product, product_packed
+from .quantised import keys_of, put, values_of
 from .softmax import softmax_row
 from .threads import parallel_for
 
 QUERY_ROWS = 24       # a multiple of the tile heights, 8 and 6
+KEYS = 256            # keys and values in a part that attend_one reads: those of 8 bits are converted part by part
 ROW = types.Array(types.float32, 1, "C")
 
 
@@ -94,21 +96,22 @@ def attention_forward(q, k, v, heads, T, scale, out, peak, total):
 
 
 @njit
-def _attend_cached(pair, q, keys, values, heads, count, T, scale, out):
+def _attend_cached(pair, q, keys, values, scales, heads, count, T, scale, out):
     s, h, D, group = pair // heads, pair % heads, keys.shape[2], heads // keys.shape[1]
-    k, v = keys[s, h // group, :, :count].T, values[s, h // group, :count]                  # (count, D)
+    g = h // group
+    k, v = keys_of(keys, scales, s, g, 0, count).T, values_of(values, scales, s, g, 0, count)       # (count, D)
     unused = np.empty((2, T), np.float32)
     _attend(_head(q, s, h, T, D), k, v, scale, _head(out, s, h, T, D), unused[0], unused[1])
 
 
 @njit(cache=True)
-def attention_continued(q, keys, values, count, T, scale, out):
+def attention_continued(q, keys, values, scales, count, T, scale, out):
     """As `attention_forward`, of T new tokens of each sequence, whose keys and values are the last of `count` in a cache.
 
-    q, out (B * T, H * D); keys (B, Hkv, D, length padded to whole lanes) and values (B, Hkv, length, D).
+    q, out (B * T, H * D); keys (B, Hkv, D, length padded to whole lanes), values (B, Hkv, length, D) and scales: see Cache.
     """
     heads = q.shape[1] // keys.shape[2]
-    parallel_for(len(keys) * heads, _attend_cached, q, keys, values, heads, count, T, scale, out)
+    parallel_for(len(keys) * heads, _attend_cached, q, keys, values, scales, heads, count, T, scale, out)
 
 
 # With P = softmax(S), S = scale * q k^T and out = P v:
@@ -161,26 +164,28 @@ def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk,
 
 
 @njit(cache=True)
-def attend_one(q, k, v, keys, values, s, g, held, scale, out):
+def attend_one(q, k, v, keys, values, scales, s, g, held, scale, out):
     """Attention for one more token of sequence s, in the heads that share head g of the keys: a row of `attention_forward`, bit
     for bit.
 
-    q, out (S, H * D); k, v (S, Hkv * D).  keys (S, Hkv, D, length padded to whole lanes) and values (S, Hkv, length, D) hold
-    `held` tokens before this one, and receive its own.
+    q, out (S, H * D); k, v (S, Hkv * D).  keys (S, Hkv, D, length padded to whole lanes), values (S, Hkv, length, D) and their
+    scales (see Cache) hold `held` tokens before this one, and receive its own.
     """
     _, Hkv, D, width = keys.shape
-    for d in range(D):
-        keys[s, g, d, held] = k[s, g * D + d]
-        values[s, g, held, d] = v[s, g * D + d]
+    put(keys, values, scales, s, g, held, k[s, g * D:(g + 1) * D], v[s, g * D:(g + 1) * D])
     count, whole = held + 1, min((held // WIDTH + 1) * WIDTH, width)                # whole tiles are faster
     group = q.shape[1] // (Hkv * D)
     queries, outputs = _group(q, s, g, group, D), _group(out, s, g, group, D)
     weights = np.empty((group, width), np.float32)
-    product(queries, keys[s, g, :, :whole], weights[:, :whole], False)
+    for start in range(0, whole, KEYS):
+        stop = min(start + KEYS, whole)
+        product(queries, keys_of(keys, scales, s, g, start, stop), weights[:, start:stop], False)
     totals = np.empty(group, np.float32)
     for r in range(group):
         _, totals[r] = softmax_row(weights, r * width, count, count, scale)
-    product(weights[:, :count], values[s, g, :count], outputs, False)
+    for start in range(0, count, KEYS):
+        stop = min(start + KEYS, count)
+        product(weights[:, start:stop], values_of(values, scales, s, g, start, stop), outputs, start > 0)
     for r in range(group):
         _divide_row(outputs, r, totals[r])
 

@@ -19,8 +19,9 @@ from numba import njit
 from .activations import gelu, relu, squared_relu, swiglu
 from .attention import attend_one
 from .lanes import LANES, ZERO, load_part, store_part
-from .matmul import BROAD, WIDTH, product_packed
+from .matmul import BROAD
 from .norms import layer_norm_row, rms_norm_row
+from .quantised import element, multiply, prepare
 from .rotary import rotate_row
 from .threads import parallel_for
 
@@ -32,8 +33,8 @@ NO_ACTIVATION = -1
 class NetworkWeights(NamedTuple):
     """All that a decode step reads of a network, the weights of all blocks in one array each.
 
-    Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  What a network lacks has length 0, not None,
-    so that one compilation serves all networks.
+    Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  Of a model of 8 bits they are Quantised.
+    What a network lacks has length 0, not None, so that one compilation serves all networks of floats, and one all of integers.
     """
     tokens: np.ndarray                          # (V, C): the token embedding; of length 0 if it is tied to the head
     positions: np.ndarray                       # (block_size, C): learned positions
@@ -61,19 +62,20 @@ class NetworkWeights(NamedTuple):
     expand: np.ndarray                          # n_layer times packed (C, n_hidden)
     expand_bias: np.ndarray
     activation: int                             # one of ACTIVATIONS
+    hidden: int                                 # n_hidden
     contract: np.ndarray                        # n_layer times packed (n_hidden, C)
     contract_bias: np.ndarray
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
-    head: np.ndarray                            # packed (C, V)
+    head: np.ndarray                            # once packed (C, V)
 
 
 @njit(cache=True)
-def step_by_columns(ids, weights, keys, values, held, position, threads, logits):
+def step_by_columns(ids, weights, keys, values, scales, held, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
-    weights is a NetworkWeights.  keys and values are the cache's (see `attend_one`), with the layer as first axis: they hold
-    the `held` tokens before, and receive this one's.
+    weights is a NetworkWeights.  keys, values and scales are the cache's: they hold the `held` tokens before, and receive this
+    one's.
     """
     (_, S, Hkv, D, _), w = keys.shape, weights
     query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
@@ -85,57 +87,56 @@ def step_by_columns(ids, weights, keys, values, held, position, threads, logits)
     query_norm, key_norm, rotary = (w.query_norm, no_bias), (w.key_norm, no_bias), (w.cosine, w.sine)
     norm_first, scale, activation, head = w.norm_first, w.scale, w.activation, w.head
 
-    x = _embed(ids, position, w.tokens, w.positions, head)
+    x = np.empty((S, w.attention_norm.shape[1]), np.float32)
+    _embed(ids, position, w.tokens, w.positions, head, x)
     q, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x)
     k, v = np.empty((S, Hkv * D), np.float32), np.empty((S, Hkv * D), np.float32)
-    hidden = np.empty((S, w.contract.shape[2]), np.float32)
+    hidden = np.empty((S, w.hidden), np.float32)
     gates = np.empty_like(hidden) if activation == SWIGLU else hidden[:0]
     for n in range(len(keys)):
         normed = _norm(x, attention_norm, n, epsilon) if norm_first else x
-        parallel_for(threads, _linear_3, normed, query, key, value, n, threads, q, k, v)
-        parallel_for(S * Hkv, _attend, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, held, position,
-                     scale, attended)
-        parallel_for(threads, _linear, attended, projection, n, NO_ACTIVATION, threads, y)
+        parallel_for(threads, _linear_3, prepare(normed, w.query), query, key, value, n, threads, q, k, v)
+        parallel_for(S * Hkv, _attend, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, scales, held,
+                     position, scale, attended)
+        parallel_for(threads, _linear, prepare(attended, w.projection), projection, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
         if not norm_first:
             x = normed
-        parallel_for(threads, _expand, normed, gate, expand, n, activation, threads, gates, hidden)
-        parallel_for(threads, _linear, hidden, contract, n, NO_ACTIVATION, threads, y)
+        parallel_for(threads, _expand, prepare(normed, w.expand), gate, expand, n, activation, threads, gates, hidden)
+        parallel_for(threads, _linear, prepare(hidden, w.contract), contract, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         if not norm_first:
             x = _norm(x, feed_forward_norm, n, epsilon)
     normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
-    parallel_for(threads, _columns, normed, head, threads, logits)
+    parallel_for(threads, _columns, prepare(normed, head), head, 0, threads, logits)
 
 
 @njit(cache=True)
-def step_by_rows(ids, weights, keys, values, held, position, threads, logits):
+def step_by_rows(ids, weights, keys, values, scales, held, position, threads, logits):
     """As `step_by_columns`, which is then left to one thread for each share of the rows."""
-    parallel_for(threads, _step_of_rows, ids, weights, keys, values, held, position, threads, logits)
+    parallel_for(threads, _step_of_rows, ids, weights, keys, values, scales, held, position, threads, logits)
 
 
 @njit
-def _step_of_rows(task, ids, weights, keys, values, held, position, threads, logits):
+def _step_of_rows(task, ids, weights, keys, values, scales, held, position, threads, logits):
     i, j = task * len(ids) // threads, (task + 1) * len(ids) // threads
     if i < j:
-        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], held, position, 1, logits[i:j])
+        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], scales[:, :, i:j], held, position, 1, logits[i:j])
 
 
 @njit
-def _embed(ids, position, tokens, positions, head):
-    x = np.empty((len(ids), head.shape[1]), np.float32)
+def _embed(ids, position, tokens, positions, head, x):
     for i in range(len(ids)):
         for c in range(x.shape[1]):
-            x[i, c] = tokens[ids[i], c] if len(tokens) else head[ids[i] // WIDTH, c, ids[i] % WIDTH]
+            x[i, c] = tokens[ids[i], c] if len(tokens) else element(head, c, ids[i])
             if len(positions):
                 x[i, c] += positions[position, c]
-    return x
 
 
 @njit
-def _columns(task, x, panels, threads, y):
-    """The share of one of `threads` tasks in y = x @ a packed matrix; returns its first row, last + 1, first column, last + 1.
+def _columns(task, x, matrices, n, threads, y):
+    """The share of one of `threads` tasks in y = x @ number n of packed matrices; returns its first row, last + 1, first column, last + 1.
 
     The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
     """
@@ -147,7 +148,7 @@ def _columns(task, x, panels, threads, y):
     i, j = min(task // across * height, S), min(task % across * width, M)
     rows, columns = min(i + height, S), min(j + width, M)
     if i < rows and j < columns:
-        product_packed(x[i:rows, :], panels[j // WIDTH:, :, :], y[i:rows, j:columns], False)
+        multiply(x, matrices, n, i, rows, j, columns, y)
     return i, rows, j, columns
 
 
@@ -156,7 +157,7 @@ def _linear(task, x, layer, n, activation, threads, y):
     """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n.
     Returns what `_columns` returns."""
     weights, biases = layer
-    i, rows, j, columns = _columns(task, x, weights[n], threads, y)
+    i, rows, j, columns = _columns(task, x, weights, n, threads, y)
     for row in range(i, rows):
         _add_bias(y, row, j, columns, biases, n)
         if activation != NO_ACTIVATION:
@@ -186,11 +187,12 @@ def _linear_3(task, x, query, key, value, n, threads, q, k, v):
 
 
 @njit
-def _attend(pair, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, held, position, scale, attended):
+def _attend(pair, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, scales, held, position, scale,
+            attended):
     """Attention for the query heads of one row that share a key and value head; pair = row * Hkv + that head."""
     _norm_and_rotate(q, pair, Hkv, D, query_norm, rotary, position, n, epsilon)
     _norm_and_rotate(k, pair, Hkv, D, key_norm, rotary, position, n, epsilon)
-    attend_one(q, k, v, keys[n], values[n], pair // Hkv, pair % Hkv, held, scale, attended)
+    attend_one(q, k, v, keys[n], values[n], scales[:, n], pair // Hkv, pair % Hkv, held, scale, attended)
 
 
 @njit

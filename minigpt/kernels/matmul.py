@@ -34,8 +34,8 @@ from .lanes import LANES, broadcast, fused, load, named, store
 from .linking import linked
 from .threads import get_num_threads, parallel_for
 
-_, _cpu, _features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
-ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in _features or "avx512" in _cpu else (6, 2, 1)
+_, _cpu, features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
+ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in features or "avx512" in _cpu else (6, 2, 1)
 WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows, and of a panel
 BROAD = 2 * WIDTH            # columns of a tile with LOW rows, or a single one: two panels
 GROUP = 4                    # panels of b, or tiles of a, that are packed at a time
@@ -52,7 +52,7 @@ _float, intp = types.CPointer(types.float32), types.intp
 _BYTES = ir.PointerType(ir.IntType(8))
 
 
-def _behind(builder, pointer, offset):
+def behind(builder, pointer, offset):
     return builder.gep(builder.bitcast(pointer, _BYTES), [offset])
 
 
@@ -63,7 +63,7 @@ def address_of(typing, array, offset):
     """The address `offset` bytes after the first element of a float32 array."""
     def generate(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.bitcast(_behind(builder, data, args[1]), ir.PointerType(ir.FloatType()))
+        return builder.bitcast(behind(builder, data, args[1]), ir.PointerType(ir.FloatType()))
     return _float(array, intp), generate
 
 
@@ -71,7 +71,7 @@ def address_of(typing, array, offset):
 def _after(typing, address, offset):
     """The address `offset` bytes after another."""
     def generate(context, builder, sig, args):
-        return builder.bitcast(_behind(builder, *args), ir.PointerType(ir.FloatType()))
+        return builder.bitcast(behind(builder, *args), ir.PointerType(ir.FloatType()))
     return _float(_float, intp), generate
 
 
@@ -90,7 +90,7 @@ def _make_tile(rows, width):
 
             def address(base, stride, count, offset, element):
                 place = builder.mul(stride, stride.type(count) if isinstance(count, int) else count)
-                return builder.bitcast(_behind(builder, base, builder.add(place, place.type(offset))), ir.PointerType(element))
+                return builder.bitcast(behind(builder, base, builder.add(place, place.type(offset))), ir.PointerType(element))
 
             def unaligned(memory_operation):
                 memory_operation.align = FLOAT
@@ -102,11 +102,11 @@ def _make_tile(rows, width):
             with builder.if_then(accumulate):
                 for t in tiles:
                     builder.store(unaligned(builder.load(outputs[t])), sums[t])
-            b_of = [_behind(builder, b, builder.mul(b_panel, b_panel.type(p))) for p in range((width + WIDTH - 1) // WIDTH)]
+            b_of = [behind(builder, b, builder.mul(b_panel, b_panel.type(p))) for p in range((width + WIDTH - 1) // WIDTH)]
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index, v * LANES % WIDTH * FLOAT,
                                                           vector))) for v in range(vectors)]
-                a_column = _behind(builder, a, builder.mul(a_step, loop.index))
+                a_column = behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
                 for r, v in tiles:
@@ -138,7 +138,7 @@ def _transpose(typing, source, source_row, target, target_row):
         vector = ir.PointerType(ir.VectorType(ir.FloatType(), LANES))
 
         def rows(base, stride):
-            return [builder.bitcast(_behind(builder, base, builder.mul(stride, stride.type(r))), vector) for r in range(LANES)]
+            return [builder.bitcast(behind(builder, base, builder.mul(stride, stride.type(r))), vector) for r in range(LANES)]
         x = []
         for address in rows(source, source_row):
             x.append(builder.load(address))

@@ -1,0 +1,135 @@
+"""A quantised model: products of integers are what their definition says, and a row has the same bits however it is computed."""
+
+import numpy as np
+import pytest
+
+from minigpt.ensemble import Ensemble
+from minigpt.exact import fma
+from minigpt.kernels.quantised import GROUP, matmul_quantised, quantise, round_heads
+from minigpt.kernels.threads import get_num_threads, set_num_threads
+from minigpt.model import GPT, GPTConfig
+
+f32 = np.float32
+CONFIGS = {
+    "odd": GPTConfig(block_size=27, n_layer=2, n_head=2, n_embd=36),
+    "llama": GPTConfig(vocab_size=300, block_size=40, n_layer=2, n_head=6, n_kv_head=2, n_embd=96, n_hidden=130,
+                       activation="swiglu", qk_norm=False, tied=True),
+    "wide": GPTConfig(block_size=12, n_layer=1, n_head=5, n_embd=320),          # steps by columns
+}
+
+
+def integers_of(x):
+    """(integers (..., G, GROUP), scales (..., G)) of the groups along the last axis of x."""
+    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % GROUP), f32)], axis=-1).reshape(*x.shape[:-1], -1, GROUP)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    inverse = np.divide(f32(127), largest, out=np.zeros_like(largest), where=largest > f32(2.0 ** -100))
+    return np.rint(np.clip(x * inverse, f32(-127), f32(127))).astype(np.int64), largest[..., 0] / f32(127)
+
+
+def product(x, w):
+    """The definition in kernels/quantised.py, in plain NumPy."""
+    (a, a_scales), (b, b_scales) = integers_of(x), integers_of(np.ascontiguousarray(w.T))
+    out = np.zeros((len(x), w.shape[1]), f32)
+    for g in range(a.shape[1]):
+        out = fma((a[:, g] @ b[:, g].T).astype(f32) * b_scales[:, g], a_scales[:, g, None], out)
+    return out
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(f32)
+
+
+@pytest.mark.parametrize("N, K, M", [(1, 1, 1), (5, 65, 33), (8, 576, 192), (23, 100, 70), (4, 64, 64), (17, 192, 256), (3, 63, 97)])
+def test_a_product_is_what_its_definition_says(N, K, M):
+    x, w = numbers(N, K), numbers(K, M, seed=1)
+    x[0, 0], w[:, 0], w[-1] = 1e30, 0, 1e-42                            # an outlier, a column of zeros, subnormal numbers
+    assert matmul_quantised(x, quantise(w), np.empty((N, M), f32)).tobytes() == product(x, w).tobytes()
+
+
+def test_no_sum_of_integers_overflows():
+    x, w = np.full((3, 4096), 5, f32), np.full((4096, 40), -7, f32)
+    assert np.array_equal(matmul_quantised(x, quantise(w), np.empty((3, 40), f32)), product(x, w))
+    assert np.allclose(product(x, w), -5 * 7 * 4096, rtol=1e-5)
+
+
+def test_a_row_is_the_same_alone_and_on_any_number_of_threads():
+    x, matrix = numbers(65, 130), quantise(numbers(130, 200, seed=1))
+    whole = matmul_quantised(x, matrix, np.empty((65, 200), f32))
+    try:
+        set_num_threads(1)
+        assert matmul_quantised(x, matrix, np.empty((65, 200), f32)).tobytes() == whole.tobytes()
+    finally:
+        set_num_threads(get_num_threads() if get_num_threads() > 1 else 2)
+    assert matmul_quantised(x[7:8].copy(), matrix, np.empty((1, 200), f32)).tobytes() == whole[7].tobytes()
+
+
+def test_what_a_product_would_misread_is_refused():
+    matrix = quantise(numbers(64, 40))
+    for x, out in ((numbers(2, 65), (2, 40)), (numbers(2, 64), (3, 40)), (numbers(2, 64), (2, 140)),
+                   (numbers(64, 2).T, (2, 40)), (numbers(2, 64).astype(np.float64), (2, 40))):
+        with pytest.raises(ValueError, match="matmul_quantised"):
+            matmul_quantised(x, matrix, np.empty(out, f32))
+
+
+def test_numbers_that_are_not_finite_do_no_harm():
+    x = numbers(2, 64)
+    x[0, 1], x[0, 2], x[1, 3] = np.nan, np.inf, -np.inf
+    with np.errstate(all="ignore"):
+        assert matmul_quantised(x, quantise(x.T.copy()), np.empty((2, 2), f32)).shape == (2, 2)
+
+
+def test_heads_are_rounded_to_multiples_of_their_scale():
+    x = numbers(9, 20)
+    rounded = x.copy()
+    round_heads(rounded)
+    scale = np.abs(x).max(axis=1, keepdims=True) / f32(127)
+    assert np.array_equal(rounded, np.rint(x * (f32(127) / np.abs(x).max(axis=1, keepdims=True))).astype(f32) * scale)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_quantised_model_predicts_the_same_in_a_window_and_token_by_token(config):
+    model = GPT(config, seed=3)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, config.block_size))
+    before = model.forward(ids)
+    whole = model.quantise().forward(ids)
+    assert 0 < np.abs(whole - before).max() < 0.05 * np.abs(before).max()
+    cache = model.new_cache(3)
+    steps = np.stack([model.step(ids[:, t], cache) for t in range(config.block_size)], axis=1)
+    assert steps.tobytes() == whole.tobytes()
+    cache = model.new_cache(3)
+    parts = [model.forward(part, cache=cache) for part in np.array_split(ids, [5, 11], axis=1)]
+    assert np.concatenate(parts, axis=1).tobytes() == whole.tobytes()
+    assert model.forward(ids[1:2]).tobytes() == whole[1].tobytes()
+
+
+def test_a_quantised_cache_slides_as_its_tokens_were_read_anew():
+    model = GPT(CONFIGS["llama"], seed=3).quantise()
+    ids = np.random.default_rng(0).integers(0, 300, (2, 20))
+    together, apart = model.new_cache(2, 24), model.new_cache(2, 24)
+    model.forward(ids, cache=together)
+    for t in range(20):
+        model.step(ids[:, t], apart)
+    for cache in together, apart:
+        cache.drop(9, spared=1)
+    assert cache.held == 11
+    assert model.step(ids[:, 0], together).tobytes() == model.forward(ids[:, :1], cache=apart)[:, 0].tobytes()
+
+
+def test_an_ensemble_is_quantised_member_by_member():
+    def members():
+        return GPT(CONFIGS["odd"], seed=1), GPT(CONFIGS["odd"], seed=2)
+    ids = np.arange(20).reshape(2, 10)
+    ensemble = Ensemble(members()).quantise()
+    assert ensemble.forward(ids).tobytes() == Ensemble(m.quantise() for m in members()).forward(ids).tobytes()
+
+
+def test_a_quantised_model_is_not_taken_for_another():
+    model = GPT(CONFIGS["odd"], seed=3)
+    frozen = model.copy().freeze()
+    with pytest.raises(RuntimeError, match="quantise a copy"):
+        frozen.quantise()
+    with pytest.raises(RuntimeError, match="its weights any more"):
+        model.quantise().copy()
+    with pytest.raises(RuntimeError, match="frozen"):
+        model.backward()
+    assert model.quantise() is model
