@@ -8,7 +8,6 @@ already by the same layer of another block.
 
 from collections.abc import Iterator
 from functools import cached_property
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -124,7 +123,9 @@ class Layer:
 
 
 def _buffer(buffers, name, shape):
-    size = prod(shape)          # of Python's integers, np.prod takes 5 us
+    size = 1                    # np.prod takes 5 us
+    for length in shape:
+        size *= length
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.float32)
     return buffers[name][:size].reshape(shape)
