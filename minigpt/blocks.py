@@ -8,7 +8,7 @@ import numpy as np
 from .config import GPTConfig
 from .exact import rotary_tables
 from .incremental import Cache
-from .kernels import activations, attention
+from .kernels import activations, attention, elementwise
 from .kernels.quantised import round_heads
 from .kernels.rotary import rotate
 from .layers import Draw, Dropout, Layer, LayerNorm, Linear, RMSNorm
@@ -156,7 +156,7 @@ class Residual(Layer):
     def forward(self, x: np.ndarray, draw: Draw | None, sublayer: Callable) -> np.ndarray:
         """y (N, C) of x (N, C); `sublayer` is the sublayer's forward as a function of x alone."""
         y = sublayer(self.norm.forward(x) if self._norm_first else x)
-        total = np.add(x, self._dropout.forward(y, draw), out=self.saved("sum", *x.shape))
+        total = elementwise.add(x, self._dropout.forward(y, draw), self.saved("sum", *x.shape))
         return total if self._norm_first else self.norm.forward(total)
 
     # y = x + f(x):  dx = dy + J^T dy with J the Jacobian of f: the gradient passes through both branches and adds up.
@@ -166,7 +166,7 @@ class Residual(Layer):
         dx = self.sublayer.backward(self._dropout.backward(dy))
         if self._norm_first:
             dx = self.norm.backward(dx)
-        return np.add(dx, dy, out=self.scratch("dx", *dy.shape))
+        return elementwise.add(dx, dy, self.scratch("dx", *dy.shape))
 
 
 class Block(Layer):

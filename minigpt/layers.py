@@ -103,7 +103,9 @@ class Layer:
 
 
 def _buffer(buffers, name, shape):
-    size = int(np.prod(shape))
+    size = 1                    # np.prod takes 5 us
+    for length in shape:
+        size *= length
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.float32)
     return buffers[name][:size].reshape(shape)

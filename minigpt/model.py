@@ -39,6 +39,7 @@ class GPT(Layer):
         self._loss = CrossEntropy()
         self.frozen, self.quantised = None, False   # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
+        self._trained = tuple(self.parameters().values())
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -161,7 +162,7 @@ class GPT(Layer):
             raise RuntimeError("backward needs the activations of a loss computed just before it: call loss() again first")
         self._latest["loss of"] = None
         if not accumulate:
-            for parameter in self.parameters().values():
+            for parameter in self._trained:
                 parameter.grad.fill(0)
         with self._threads(self.losses):
             dx = self.head.backward(self._loss.backward(batch and batch * self.losses.shape[1]))

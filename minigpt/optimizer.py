@@ -57,6 +57,7 @@ class Optimizer:
         correction1 = 1.0 / (1.0 - power(config.beta1, self.step_count))
         correction2 = 1.0 / (1.0 - power(config.beta2, self.step_count))
         rate, shapes = config.learning_rate * fraction, {}
+        scalars = tuple(map(np.float32, (config.beta1, config.beta2, correction1, correction2, 1e-8)))
         for name, parameter in self.parameters.items():
             if self._uses_muon(name):
                 shapes.setdefault(parameter.data.shape, []).append(name)
@@ -64,7 +65,7 @@ class Optimizer:
             decay = 1.0 - rate * config.weight_decay if parameter.data.ndim == 2 else 1.0
             mean, square = self.state[f"mean.{name}"], self.state[f"square.{name}"]
             adamw(*(a.reshape(-1) for a in (parameter.data, parameter.grad, mean, square)),
-                  *map(np.float32, (clip, rate, decay, config.beta1, config.beta2, correction1, correction2, 1e-8)))
+                  np.float32(clip), np.float32(rate), np.float32(decay), *scalars)
         for names in shapes.values():
             self._muon(names, clip, config.muon_rate * fraction)
         return norm

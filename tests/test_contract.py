@@ -53,7 +53,6 @@ KEYWORDS = {        # of njit, and of llvmlite's operations
 ALLOWED = [
     ("minigpt/exhaustive.py", "examine", "np.exp", "in float64, only to measure the error of ours"),
     ("minigpt/exhaustive.py", "examine", "np.log", "in float64, only to measure the error of ours"),
-    ("minigpt/layers.py", "_buffer", "np.prod", "integers: an array's sizes"),
     ("minigpt/model.py", "GPT._threads", "**", "integers"),
     ("minigpt/plot.py", "draw_losses", "np.convolve", "only a picture"),
     ("minigpt/reference.py", "generate", "np.cumsum", "integers: that is what they were made for"),

@@ -1,4 +1,4 @@
-"""Element-wise kernels: dropout, and the update of AdamW."""
+"""Element-wise kernels: residual connections, dropout, and the update of AdamW."""
 
 import numpy as np
 from numba import njit
@@ -7,6 +7,21 @@ from .lanes import ONE, ZERO
 from .threads import parallel_for
 
 BLOCK = 4096        # elements of an iteration, a loop that the compiler makes into vectors
+
+# --- residual connections ---------------------------------------------------------------------------------------------
+
+@njit
+def _add(row, x, y, out):
+    for c in range(x.shape[1]):
+        out[row, c] = x[row, c] + y[row, c]
+
+
+@njit(cache=True)
+def add(x, y, out):
+    """out = x + y, all (N, C).  Returns out."""
+    parallel_for(len(x), _add, x, y, out)
+    return out
+
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
