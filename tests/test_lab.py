@@ -85,7 +85,8 @@ def test_experiments_are_listed_by_number(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.py").write_text(f'"""{docstring}"""\nimport nowhere\n')
     monkeypatch.setattr(command_line, "FOLDER", tmp_path)
     main([])
-    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [["b", "2. Second."], ["a", "10. Tenth."]]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [["b", "2. Second."], ["a", "10. Tenth."]]
 
 
 def test_an_unknown_name_is_one_sentence_that_names_the_known(fake):
@@ -121,7 +122,8 @@ def test_without_matplotlib_a_plot_is_refused(fake, monkeypatch):
     assert "matplotlib" in says("fake", "--plot", "x.png")
 
 
-@pytest.mark.parametrize("error", ["coder.container:CoderError", "minigpt.checkpoint:CheckpointError", "minigpt.corpus:CorpusError"])
+@pytest.mark.parametrize("error", ["coder.container:CoderError", "minigpt.checkpoint:CheckpointError",
+                                   "minigpt.corpus:CorpusError"])
 def test_a_missing_model_or_text_is_one_sentence(fake, error):
     module, name = error.split(":")
     fake(f'"""1. Fake."""\nfrom {module} import {name}\ndef run(): raise {name}("there is none")')

@@ -28,8 +28,8 @@ class LabError(Exception):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line (default: that of the process).  SystemExit with one sentence where something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m coder.lab", description="Experiments: what the theory claims about models, "
-                                     "codes and information, measured in bytes. docs/LAB.md is their reading order.")
+    parser = argparse.ArgumentParser(prog="python -m coder.lab", description="Experiments: what the theory claims about "
+                                     "models, codes and information, measured in bytes. docs/LAB.md is their reading order.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment to run (default: list them)")
     parser.add_argument("--data", metavar="FILE", help="a text to use instead of tiny Shakespeare")
     parser.add_argument("--plot", metavar="FILE", help="draw the result as a picture (PNG, PDF or SVG), with matplotlib")
@@ -99,8 +99,10 @@ def new_figure(path: Path):
     figure = Figure(figsize=(8, 4.5))
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise LabError(f"{path} does not end in the name of a picture format: call it {path.stem or 'plot'}.png")
-    if not path.parent.is_dir() or path.is_dir():
-        raise LabError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    if path.is_dir():
+        raise LabError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise LabError(f"there is no folder {path.parent}: {path} cannot be written")
     return figure
 
 

@@ -1,8 +1,11 @@
 """What the experiments share: a text, the models, and tables."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from unicodedata import east_asian_width
+
+import numpy as np
 
 from minigpt import corpus
 from minigpt.ensemble import Ensemble
@@ -10,14 +13,18 @@ from minigpt.model import GPT
 from minigpt.pretrained import SMOLLM2
 
 from .. import models
+from ..codec import lay_out
+from ..predictor import Predictor
 from ..tokens import TokenModel
+
+NUMBER = re.compile(r"([<>+-]? ?\d[\d.,]*(e[+-]?\d+)?( ?%| \w+)?)?")
 
 
 def text(data: str | None = None, least: int = 1) -> tuple[bytes, bytes]:
     """The first nine tenths of a text and the held-out last tenth: of tiny Shakespeare, or of the file `data`.
 
-    The bundled model has learned from the first nine tenths of tiny Shakespeare.  CorpusError where there is no such text, or the
-    last tenth has less than `least` bytes.
+    The bundled model has learned from the first nine tenths of tiny Shakespeare.  CorpusError where there is no such text, or
+    its last tenth has less than `least` bytes.
     """
     name, whole = corpus.load(data)
     seen, held_out = corpus.split(whole)
@@ -40,9 +47,22 @@ def smollm2() -> TokenModel | None:
     return models.load("smollm2")[0] if corpus.cached(corpus.cache_folder(None), SMOLLM2) else None
 
 
+def frequencies(model: GPT | Ensemble, data: bytes) -> np.ndarray:
+    """(N, 256) uint32: the frequencies with which the range coder codes each byte of data, as one stream.  N >= 1."""
+    predictor = Predictor(model)
+    block = lay_out(predictor, data)
+    return np.concatenate(predictor.predict(block.grid, list(predictor.windows(block.length))))
+
+
+def probabilities(model: GPT | Ensemble, data: bytes) -> np.ndarray:
+    """(N,) float64: the share of each byte of data in its `frequencies`, to which it is coded."""
+    rows = frequencies(model, data)
+    return rows[np.arange(len(data)), np.frombuffer(data, np.uint8)] / rows.sum(1, dtype=np.float64)
+
+
 def table(header: Sequence[str], *rows: Sequence[str]) -> None:
-    """Print cells as a table in Markdown.  A column is aligned to the right where each of its cells begins like a number."""
-    right = [all(cell[:1].isdigit() or cell[:1] in ("+", "-", "<") for cell in column) for column in zip(*rows)]
+    """Print cells as a table in Markdown.  A column of numbers, with or without a unit, is aligned to the right."""
+    right = [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows)]
     widths = [max(3, *map(width, column)) for column in zip(header, *rows)]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right)]
     for row in (header, rule, *rows):
