@@ -24,6 +24,12 @@ suffices where the decoder knows that the code ends here; codes that follow each
     ('011', '1')
     >>> decode("011", 2, model), decode("1", 2, model), decode("11", 2, model)
     (('A', 'B'), ('A', 'B'), ('B', 'A'))
+
+A complete code may need a bit more than log2(1 / p) rounded up: [0.16, 0.352) is 2.38 bits, and takes 4.
+
+    >>> W = Fraction("0.16"), Fraction("0.352")
+    >>> shortest_code(W), shortest_code(W, complete=False)
+    ('0011', '01')
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -34,7 +34,7 @@ def cylinder(code):
 
 
 def test_the_docstring_tells_the_truth():
-    assert doctest.testmod(intervals) == (0, 5)
+    assert doctest.testmod(intervals) == (0, 7)
 
 
 def test_AB_owns_the_numbers_from_36_to_60_hundredths():
