@@ -134,4 +134,5 @@ def pack_weights(model: GPT, release: bool = False) -> NetworkWeights:
         np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
         *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),
         ACTIVATIONS[config.activation], *linear("feed_forward.contract"), last_norm, last_norm_bias,
-        packed_into(head, np.empty((panels_of(V), C, WIDTH), np.float32), transposed=config.tied))
+        packed_into(head, np.empty((panels_of(V), C, WIDTH), np.float32), transposed=config.tied),
+        model.head.bias.data[None].copy() if config.head_bias else none)

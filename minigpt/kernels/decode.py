@@ -66,6 +66,7 @@ class NetworkWeights(NamedTuple):
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
     head: np.ndarray                            # packed (C, V)
+    head_bias: np.ndarray                       # (1, V)
 
 
 @njit(cache=True)
@@ -106,7 +107,7 @@ def step_by_columns(ids, weights, keys, values, held, position, threads, logits)
         if not norm_first:
             x = _norm(x, feed_forward_norm, n, epsilon)
     normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
-    parallel_for(threads, _columns, normed, head, threads, logits)
+    parallel_for(threads, _linear, normed, (head.reshape((1,) + head.shape), w.head_bias), 0, NO_ACTIVATION, threads, logits)
 
 
 @njit(cache=True)
