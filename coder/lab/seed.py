@@ -30,8 +30,8 @@ EXTRA = 16                  # channels more in a head; the first of them carries
 class CrossAttention(Attention):
     """Attention of each row to all rows of `memory`, of the same window, whether before it or after it.
 
-    The kernel is causal, so it gets windows of 2 T: first the memory's keys and values, then the queries.  The keys that then stand
-    beside the queries are shut out by an extra channel.
+    The kernel is causal, so it gets windows of 2 T: first the memory's keys and values, then the queries.  The keys that
+    then stand beside the queries are shut out by an extra channel.
     """
 
     def forward(self, x: np.ndarray, memory: np.ndarray, T: int) -> np.ndarray:
@@ -130,9 +130,9 @@ def run(data=None, lengths: tuple[int, ...] = (50, 2000), windows: int = 64) -> 
                          f"{trainer.losses[-50:].mean():.2f}", f"{model.loss(ids, targets):.2f}",
                          f"{honest_losses(model, ids, targets).mean():.2f}", f"{moved:.3f}"))
     table(("network", "steps", "parameters", "training", "held out, whole window", "held out, honest", "leak"), *rows)
-    print("\nNats per character. training: mean of the last 50 steps; honest: each character given only those before it in the "
-          f"window,\n{windows * 32:,} held-out characters; leak: how far a logit moves, at most, when a token after it changes.\n"
-          "It shows that a loss that falls with the leak is no code length: a decoder, without the future, pays the honest one.\n"
+    print("\nNats per character. training: mean of the last 50 steps; honest: each character given only those before it in "
+          f"the window;\nheld out: {windows * 32:,} characters; leak: how far a logit moves, at most, when a later token changes.\n"
+          "It shows that a loss that falls with the leak is no code length: a decoder has no future, and pays the honest one.\n"
           "It does not show how PyTorch's own initial weights and random numbers would do: only the layers are the same.")
     return curves
 
