@@ -84,9 +84,9 @@ def run(data=None, count: int = 24, learned: int = 48) -> np.ndarray:
         return BITS * total / count
     whole, rows = bits({}), []
     for layer in range(layers):
-        constant = (means[layer] ** 2).sum() / squares[layer]
+        constant, frozen = (means[layer] ** 2).sum() / squares[layer], bits({layer: means[layer]})
         rows.append((f"block {layer + 1}", "yes" if errors[layer] <= 1e-5 * sizes[layer] else "to 4 digits", f"{constant:.2f}",
-                     f"{bits({layer: means[layer]}):.3f}", f"{bits({layer: means[layer]}) - whole:+.3f}"))
+                     f"{frozen:.3f}", f"{frozen - whole:+.3f}"))
     everything = bits(dict(enumerate(means)))
     rows += [("all blocks", "-", "-", f"{everything:.3f}", f"{everything - whole:+.3f}"), ("none", "-", "-", f"{whole:.3f}", "+0.000")]
     table(("coefficients frozen in", "sum = layer, to 5 digits", "mean's share of A^2", "bits per byte", "more"), *rows)
