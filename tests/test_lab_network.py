@@ -132,10 +132,10 @@ def test_the_gradients_of_the_leaky_network_are_those_of_finite_differences():
         direction = float64.random_array(parameter.data.shape, 7)
         start, losses = parameter.data.copy(), []
         for sign in 1, -1:
-            parameter.data[...] = start + np.float32(sign * 3e-3) * direction
+            parameter.data[...] = start + np.float32(sign * 1e-3) * direction
             losses.append(model.loss(ids, targets))
         parameter.data[...] = start
-        assert (losses[0] - losses[1]) / 6e-3 == pytest.approx((grads[name] * direction).sum(), rel=0.02, abs=1e-3), name
+        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx((grads[name] * direction).sum(), rel=0.03, abs=3e-3), name
 
 
 def test_the_honest_loss_is_the_loss_of_a_causal_network_and_not_of_a_leaky_one():
