@@ -100,8 +100,8 @@ def run(data=None) -> dict[str, list]:
     print(f"\nNats between the last state of the first GPT and the letter k ahead, {new.size:,} held-out bytes; critics learned on "
           f"{known.size:,} bytes\nthat the model knew. With the model's own head as the critic, k = 1: {own:.2f}; from its loss, "
           f"{marginal:.2f} - {loss:.2f} = {marginal - loss:.2f} [Barber and Agakov 2003].\n"
-          "It shows a valid lower bound that tightens with N, never above log N, and how fast the state's knowledge of the future\n"
-          "fades. It does not show the information: a poor critic and a small N look like ignorance, as the third normal pair does.")
+          "It shows a lower bound that tightens with N, never above log N, and falls fast with k. It does not show the information: a\n"
+          "poor critic and a small N look like ignorance, as the third normal pair does; below 0, the critic has learned accidents.")
     return results
 
 
