@@ -170,7 +170,7 @@ def test_an_option_changes_its_preset_in_nothing_else(preset):
     options = train_shakespeare.parse(["--preset", preset, "--steps", "7", "--n-layer", "1"])
     trainer = train_shakespeare.start(options, TEXT.encode() * 9)
     model, optimizer, run = train_shakespeare.PRESETS[preset]
-    assert vars(trainer.model.config) == {**vars(model), "n_layer": 1}
+    assert vars(trainer.model.config) == {**vars(model), "n_layer": 1, "vocab_size": trainer.tokenizer.vocab_size}
     assert trainer.optimizer.config == optimizer
     assert vars(trainer.config) == {**vars(run), "steps": 7}
 
