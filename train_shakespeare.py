@@ -1,6 +1,7 @@
 """Train a GPT on Shakespeare.
 
     python train_shakespeare.py --preset quick      a first look, in seconds
+    python train_shakespeare.py --preset simple     the same, as PyTorch's layers would do it: characters, post-norm, Adam
     python train_shakespeare.py                     4 layers, width 128, 2,000 steps
     python train_shakespeare.py --preset large      6 layers, width 192: the best of about half an hour on 2 cores
 """
@@ -26,6 +27,11 @@ except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
     sys.exit(130)
 
 PRESETS = {
+    # Of the text generator that this project grew from; see coder/lab/seed.py.
+    "simple": (GPTConfig(block_size=1000, n_layer=3, position="learned", norm="layer", norm_order="last-final", activation="relu",
+                         qk_norm=False, bias=True, head_bias=True, dropout=0.1),
+               OptimizerConfig("adamw", learning_rate=3e-4, weight_decay=0.0, beta2=0.999, clip=0.0, warmup=0, cooldown=0.0),
+               TrainConfig(steps=50, batch_size=8, window=32)),
     "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
     "default": (GPTConfig(), OptimizerConfig(), TrainConfig()),
     "large": (GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=192, dropout=0.15), OptimizerConfig(),
@@ -36,6 +42,8 @@ SAMPLES = [
     ("JULIET: Romeo, Romeo", 0.8, 20),
     ("KING: What news", 1.2, 30),
 ]
+WITHOUT_PROMPT = ("", 0.8, 25, 150, 123)    # prompt, temperature, top-k, tokens, seed
+LEAST_LINE = 10                             # characters: the preset simple ends a sample at the first line break after more
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options)}")
             sys.exit(130)
         try:
-            summarise(trainer, seconds)
+            summarise(trainer, seconds, options.preset == "simple")
         except KeyboardInterrupt:
             sys.exit(130)                               # the run is done and saved
     except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, FloatingPointError, OSError) as error:
@@ -73,7 +81,7 @@ def parse(arguments):
     parser.add_argument("--preset", choices=PRESETS, help="defaults of the options below (default: default)")
     parser.add_argument("--data", metavar="FILE", help="train on this text")
     parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
-    parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes)")
+    parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes; characters in simple)")
     parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR, with its own options")
     parser.add_argument("-f", "--force", action="store_true", help="start a new run although DIR holds one already")
@@ -117,11 +125,11 @@ def start(options, text):
                            if getattr(options, field.name, None) is not None})
         for config in PRESETS[options.preset or "default"])
     tokenizer = ByteTokenizer()
-    if options.tokenizer == "characters":
+    if (options.tokenizer or ("characters" if options.preset == "simple" else "bytes")) == "characters":
         try:
             tokenizer = CharTokenizer(text.decode())
         except UnicodeDecodeError:
-            raise TrainingError("the text is not UTF-8, so it has no characters: leave out --tokenizer characters") from None
+            raise TrainingError("the text is not UTF-8, so it has no characters: pass --tokenizer bytes") from None
     model = GPT(replace(model_config, vocab_size=tokenizer.vocab_size), train_config.seed)
     trainer = Trainer(model, tokenizer, text, train_config, optimizer_config, options.out)
     Path(options.out).mkdir(parents=True, exist_ok=True)        # now, rather than after an hour, if it cannot be
@@ -133,25 +141,33 @@ def describe(trainer):
     count = sum(parameter.data.size for parameter in trainer.model.parameters().values())
     print(f"model: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, windows of {model.block_size}, "
           f"{model.vocab_size} tokens: {count:,} parameters")
-    print(f"run: {train.steps:,} steps of {train.batch_size} windows, "
+    print(f"run: {train.steps:,} steps of {train.batch_size} windows{f' of {train.window}' if train.window else ''}, "
           f"{len(trainer.train_ids):,} tokens to train, {len(trainer.validation_ids):,} to validate", flush=True)
 
 
-def summarise(trainer, seconds):
+def summarise(trainer, seconds, simple):
     nats = trainer.validations[-1][1]
     characters = len(trainer.tokenizer.decode(trainer.validation_ids[1:])) / (len(trainer.validation_ids) - 1)
-    tokens = trainer.config.batch_size * trainer.model.config.block_size * trainer.config.steps
+    tokens = trainer.config.batch_size * trainer.window * trainer.config.steps
     print(f"\nvalidation loss   {nats:.4f} nats per token"
           f"\n                  {nats / math.log(2) / characters:.4f} bits per character"
           f"\nperplexity        {math.exp(nats) if nats < 700 else math.inf:.3f} per token"
           f"\ntraining          {tokens:,} tokens; this part took {seconds:.0f} s"
           f"\nfingerprint       {fingerprint(trainer.model)}"
           f"\nsaved             {trainer.path}")
-    for prompt, temperature, top_k in SAMPLES:
+    if simple:
+        losses = ", ".join(f"{step}: {loss:.4f}" for step, loss in enumerate(trainer.losses) if step % 10 == 0)
+        print(f"training loss     {losses} nats, each before that step's update")
+    samples = [(*sample, 100, 42) for sample in SAMPLES] + [WITHOUT_PROMPT] if simple else [(*sample, 200, 42) for sample in SAMPLES]
+    for prompt, temperature, top_k, tokens, seed in samples:
         print(f"\n--- temperature {temperature}, top-k {top_k}\n{prompt}", end="", flush=True)
+        written = 0
         try:
-            for piece in stream(trainer.model, trainer.tokenizer, prompt, 200, temperature=temperature, top_k=top_k, seed=42):
+            for piece in stream(trainer.model, trainer.tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed):
+                if simple and piece == "\n" and written > LEAST_LINE:
+                    break
                 print(piece, end="", flush=True)
+                written += len(piece)
         except ValueError as error:
             print(f"\n({error})", end="")
         print()

@@ -12,11 +12,11 @@ def option(default: Any, help: str) -> Any:
 CHOICES = {
     "position": ("rotary", "learned"),
     "norm": ("layer", "rms"),
-    "norm_order": ("first", "last"),
+    "norm_order": ("first", "last", "last-final"),
     "activation": ("relu2", "gelu", "relu", "swiglu"),
 }
 # Fields that files and fingerprints leave out where they have their default, so those of older models are what they were.
-LEFT_OUT = ("n_kv_head", "n_hidden", "rope_theta", "rope_factors", "norm_epsilon", "qkv_bias")
+LEFT_OUT = ("n_kv_head", "n_hidden", "rope_theta", "rope_factors", "norm_epsilon", "qkv_bias", "head_bias")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class GPTConfig:
     n_embd: int = option(128, "C: channels of the residual stream; a head has D = C / H")
     position: str = option("rotary", "position encoding: rotary or learned")
     norm: str = option("rms", "layer (LayerNorm) or rms (RMSNorm)")
-    norm_order: str = option("first", "first: before each sublayer (pre-norm); last: after each residual sum (post-norm)")
+    norm_order: str = option("first", "first: before each sublayer (pre-norm); last: after each residual sum (post-norm); "
+                                     "last-final: as last, and once more before the head")
     activation: str = option("relu2", "of the feed-forward layer: relu2 (squared ReLU), gelu, relu, or swiglu (gated)")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
     bias: bool = option(False, "biases in the linear layers and layer norms")
@@ -40,6 +41,7 @@ class GPTConfig:
     rope_factors: tuple[float, ...] = option((), "divisors of the D / 2 rotary frequencies, for long windows; none: all 1")
     norm_epsilon: float = option(1e-5, "epsilon of all norms: what is added to the mean square before the root")
     qkv_bias: bool = option(False, "biases of queries, keys and values, also where bias is no")
+    head_bias: bool = option(False, "a bias of the head, which must not be tied")
 
     def __post_init__(self):
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -53,7 +55,7 @@ class GPTConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
-        for name in ("qk_norm", "bias", "tied", "qkv_bias"):
+        for name in ("qk_norm", "bias", "tied", "qkv_bias", "head_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, but is {getattr(self, name)!r}")
         if not isinstance(self.dropout, (int, float)) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
@@ -66,6 +68,8 @@ class GPTConfig:
         if not isinstance(factors, (list, tuple)) or not all(_is_number(f) and 1 <= f < 1e9 for f in factors):
             raise ValueError(f"rope_factors must be numbers of at least 1, but is {factors!r}")
         object.__setattr__(self, "rope_factors", tuple(map(float, factors)))
+        if self.head_bias and self.tied:
+            raise ValueError("a tied head has no bias: head_bias and tied cannot both be true")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.position == "rotary" and self.n_embd // self.n_head % 2:

@@ -188,4 +188,5 @@ def pack_weights(model: GPT, release: bool = False, quantised: bool = False) -> 
         np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
         *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),
         ACTIVATIONS[config.activation], config.hidden, *linear("feed_forward.contract"), last_norm, last_norm_bias,
-        packed([head], (config.n_embd, config.vocab_size), transposed=config.tied))
+        packed([head], (config.n_embd, config.vocab_size), transposed=config.tied),
+        model.head.bias.data[None].copy() if config.head_bias else none)

@@ -34,8 +34,8 @@ class GPT(Layer):
         self.blocks = [Block(config, self.rotary, f"blocks.{i}") for i in range(config.n_layer)]
         for block in self.blocks[1:]:
             block.share_buffers(self.blocks[0])
-        self.norm = make_norm(config) if config.norm_order == "first" else None     # else the last block has normalised
-        self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, False, 0.02)
+        self.norm = make_norm(config) if config.norm_order != "last" else None      # else the last block has normalised
+        self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, config.head_bias, 0.02)
         self._loss = CrossEntropy()
         self.frozen, self.quantised = None, False   # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers

@@ -260,10 +260,10 @@ def parameters(config):
             yield from linear(f"{name}.gate", C, config.hidden, std)
         yield from linear(f"{name}.expand", C, config.hidden, std)
         yield from linear(f"{name}.contract", config.hidden, C, std_out(config.hidden))
-    if config.norm_order == "first":
+    if config.norm_order != "last":
         yield from norm("norm")
     if not config.tied:
-        yield "head.weight", (C, config.vocab_size), 0.02, 0
+        yield from linear("head", C, config.vocab_size, 0.02, config.head_bias)
 
 
 def initial_weights(config, seed):
@@ -292,7 +292,7 @@ def forward(config, w, ids, draw=None, g=None, past=None):
         for part, sublayer in ("attention", partial(attention, T=T, start=start, past=past)), ("feed_forward", feed_forward):
             x, back = residual(x, config, w, g, f"blocks.{i}.{part}", sublayer, draw)
             backs.append(back)
-    if config.norm_order == "first":
+    if config.norm_order != "last":
         x, back = norm(x, w, g, "norm", config.norm, config.norm_epsilon)
         backs.append(back)
     logits, back = tied_head(x, w, g) if config.tied else linear(x, w, g, "head")           # (N, V)

@@ -38,12 +38,13 @@ class TrainingError(Exception):
 class TrainConfig:
     steps: int = option(2000, "optimiser steps")
     batch_size: int = option(12, "windows per step")
+    window: int = option(0, "tokens in a window to train and validate on, at most block_size; 0: block_size")
     seed: int = option(1, "seed of the initial weights, the windows and the dropout")
     validate_every: int = option(500, "steps between validations; 0: only at the end")
     save_every: int = option(500, "steps between checkpoints; 0: only at the end")
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
+        for name, least in (("steps", 1), ("batch_size", 1), ("window", 0), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2 ** 63:
                 raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
@@ -59,10 +60,11 @@ class Trainer:
                  optimizer_config: OptimizerConfig, out: str | Path):
         self.model, self.tokenizer, self.config, self.out = model, tokenizer, config, Path(out)
         self.text_sha256 = hashlib.sha256(text).hexdigest()
+        self.window = config.window or model.config.block_size
         self.train_ids, self.validation_ids = split(tokenizer.encode(text).astype(np.int32))
-        if len(self.train_ids) < model.config.block_size + 1 or len(self.validation_ids) < 2:
+        if len(self.train_ids) < self.window + 1 or len(self.validation_ids) < 2:
             raise TrainingError(f"the text has {len(text):,} bytes, too few to train on windows of "
-                                f"{model.config.block_size} tokens and to validate on the rest")
+                                f"{self.window} tokens and to validate on the rest")
         self.optimizer = Optimizer(model, optimizer_config, config.steps)
         self.losses = np.zeros(config.steps, np.float32)        # nats per token, of each step's batch
         self.validations = []                                   # (step, nats per token)
@@ -80,14 +82,12 @@ class Trainer:
 
     def batch(self, step: int) -> np.ndarray:
         """The windows (B, T + 1) of the training text that step number `step` learns from."""
-        T = self.model.config.block_size
-        starts = rng.integers(self.config.seed, "batch", step, self.config.batch_size, len(self.train_ids) - T)
-        return self.train_ids[starts[:, None] + np.arange(T + 1)]
+        starts = rng.integers(self.config.seed, "batch", step, self.config.batch_size, len(self.train_ids) - self.window)
+        return self.train_ids[starts[:, None] + np.arange(self.window + 1)]
 
     def step(self) -> float:
         """Train on one batch; returns its loss in nats per token.  TrainingError if that is not a finite number."""
-        step = self.step_count
-        windows = self.batch(step)
+        step, windows = self.step_count, self.batch(self.step_count)
         loss = self.model.loss(windows[:, :-1], windows[:, 1:], Draw(self.config.seed, step))
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of step {step + 1} is {loss}: try a lower learning rate; "
@@ -99,7 +99,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Mean cross-entropy, in nats per token, over the whole validation text, in consecutive windows."""
-        ids, T = self.validation_ids, self.model.config.block_size
+        ids, T = self.validation_ids, self.window
         windows_at_a_time = self.config.batch_size          # so that it needs no more memory than training
         whole = (len(ids) - 1) // T
         inputs, targets = ids[:whole * T].reshape(whole, T), ids[1:whole * T + 1].reshape(whole, T)
@@ -120,7 +120,7 @@ class Trainer:
         Returns the seconds taken, and whether the last step was reached.
         """
         config, start, begun = self.config, time.perf_counter(), self.step_count
-        tokens = config.batch_size * self.model.config.block_size
+        tokens = config.batch_size * self.window
 
         def save():
             self.save()

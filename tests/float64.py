@@ -15,6 +15,8 @@ CONFIGS = {
     "gpt-2": dict(position="learned", norm="layer", activation="gelu", qk_norm=False, bias=True, tied=True),
     "transformer": dict(position="learned", norm="layer", norm_order="last", activation="relu", qk_norm=False, bias=True),
     "llama-like": dict(activation="gelu", qk_norm=False, tied=True),
+    "seed": dict(position="learned", norm="layer", norm_order="last-final", activation="relu", qk_norm=False, bias=True,
+                 head_bias=True),
     "last-rms": dict(norm_order="last", bias=True, tied=True),
     "learned-qk-norm": dict(position="learned", norm="layer", activation="relu", bias=True, n_head=1),
     "llama": dict(n_kv_head=1, activation="swiglu", n_hidden=20, rope_theta=1000.0, norm_epsilon=1e-4, qkv_bias=True,
@@ -151,8 +153,8 @@ def loss(weights, config, ids, targets, masks=None):
     for i in range(config.n_layer):
         for part, function in (f"blocks.{i}.attention", attention), (f"blocks.{i}.feed_forward", feed_forward):
             x = residual(x, config, weights, part, function, masks.get(part, 1))
-    if config.norm_order == "first":
+    if config.norm_order != "last":
         x = normalise(x, config, weights, "norm")
     head = weights["tokens.weight"].T if config.tied else weights["head.weight"]
-    logits = np.einsum("btc,cv->btv", x, head)
+    logits = np.einsum("btc,cv->btv", x, head) + weights.get("head.bias", 0)
     return cross_entropy(logits, targets), logits

@@ -22,7 +22,7 @@ WRONG = [
     *product(["vocab_size", "block_size", "n_layer", "n_head", "n_embd"], [0, -4, 8.0, True, "8", None]),
     *product(["position", "norm", "norm_order", "activation"], ["other", "", None, 1]),
     *product(["n_kv_head", "n_hidden"], [-4, 8.0, True, "8", None]),
-    *product(["qk_norm", "bias", "tied", "qkv_bias"], [0, 1, "yes", None]),
+    *product(["qk_norm", "bias", "tied", "qkv_bias", "head_bias"], [0, 1, "yes", None]),
     *product(["dropout"], [-0.1, 1, 1.5, math.nan, math.inf, "0.1", None]),
     *product(["rope_theta"], [0.5, 0, -10000.0, math.nan, math.inf, True, "1", None]),
     *product(["norm_epsilon"], [0, -1e-5, 2, math.nan, math.inf, "0.1", None]),
@@ -61,11 +61,17 @@ def test_a_config_goes_through_json_and_old_ones_look_as_they_did():
     old = GPTConfig()
     assert list(old.to_json()) == ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "position", "norm", "norm_order",
                                    "activation", "qk_norm", "bias", "tied", "dropout"]
-    new = GPTConfig(n_embd=16, n_kv_head=2, n_hidden=24, rope_theta=500000, norm_epsilon=1e-6, qkv_bias=True, rope_factors=[1, 8])
+    new = GPTConfig(n_embd=16, n_kv_head=2, n_hidden=24, rope_theta=500000, norm_epsilon=1e-6, qkv_bias=True, rope_factors=[1, 8],
+                    head_bias=True)
     assert len(new.to_json()) == len(dataclasses.fields(GPTConfig))
     for config in old, new:
         assert GPTConfig(**json.loads(json.dumps(config.to_json()))) == config
     assert json.dumps(GPTConfig(rope_theta=500000).to_json()) == json.dumps(GPTConfig(rope_theta=500000.0).to_json())
+
+
+def test_a_tied_head_has_no_bias_of_its_own():
+    with pytest.raises(ValueError, match="a tied head has no bias"):
+        GPTConfig(tied=True, head_bias=True)
 
 
 def test_rotary_positions_need_heads_of_even_size():

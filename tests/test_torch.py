@@ -9,7 +9,7 @@ from tests import float64
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F                                            # noqa: E402
 
-CONFIGS = ["default", "gpt-2", "transformer", "learned-qk-norm", "llama", "grouped"]
+CONFIGS = ["default", "gpt-2", "transformer", "seed", "learned-qk-norm", "llama", "grouped"]
 
 
 def torch_loss(w, config, ids, targets):
@@ -56,7 +56,7 @@ def torch_loss(w, config, ids, targets):
                 x = x + sublayer(norm(x, f"{name}.norm"), name)
             else:
                 x = norm(x + sublayer(x, name), f"{name}.norm")
-    if config.norm_order == "first":
+    if config.norm_order != "last":
         x = norm(x, "norm")
     logits = F.linear(x, w["tokens.weight"]) if config.tied else linear(x, "head")
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits

@@ -170,7 +170,7 @@ def test_an_option_changes_its_preset_in_nothing_else(preset):
     options = train_shakespeare.parse(["--preset", preset, "--steps", "7", "--n-layer", "1"])
     trainer = train_shakespeare.start(options, TEXT.encode() * 9)
     model, optimizer, run = train_shakespeare.PRESETS[preset]
-    assert vars(trainer.model.config) == {**vars(model), "n_layer": 1}
+    assert vars(trainer.model.config) == {**vars(model), "n_layer": 1, "vocab_size": trainer.tokenizer.vocab_size}
     assert trainer.optimizer.config == optimizer
     assert vars(trainer.config) == {**vars(run), "steps": 7}
 
@@ -206,7 +206,7 @@ def test_an_option_out_of_range_is_refused_in_a_sentence(options, code, sentence
     (None, "", "cannot read data .No such file or directory.: pass --data"),
     (b"", "", "data is empty"),
     (b"too short", "", "9 bytes, too few"),
-    (b"\xff" * 500, "--tokenizer characters", "not UTF-8.*leave out --tokenizer characters")])
+    (b"\xff" * 500, "--tokenizer characters", "not UTF-8.*pass --tokenizer bytes")])
 def test_a_text_that_will_not_do_is_refused_in_a_sentence(content, options, sentence, exits):
     if content is not None:
         Path("data").write_bytes(content)

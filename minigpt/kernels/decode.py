@@ -68,6 +68,7 @@ class NetworkWeights(NamedTuple):
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
     head: np.ndarray                            # once packed (C, V)
+    head_bias: np.ndarray                       # (1, V)
 
 
 @njit(cache=True)
@@ -109,7 +110,7 @@ def step_by_columns(ids, weights, keys, values, scales, held, position, threads,
         if not norm_first:
             x = _norm(x, feed_forward_norm, n, epsilon)
     normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
-    parallel_for(threads, _columns, prepare(normed, head), head, 0, threads, logits)
+    parallel_for(threads, _linear, prepare(normed, head), (head, w.head_bias), 0, NO_ACTIVATION, threads, logits)
 
 
 @njit(cache=True)
