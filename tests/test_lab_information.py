@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from coder.lab import causal, directed, flow, sources
+from coder.lab import causal, directed, flow, ratedistortion, sources
 from minigpt import rng
 from minigpt.model import GPT, GPTConfig
 
@@ -93,7 +93,7 @@ def test_chance_does_not_save_more_than_the_bound():
 
 
 def test_granger_finds_the_same_direction():
-    """statsmodels' test on the numbers and the code of their eight levels agree, but for a weak dependence: the code misses it."""
+    """statsmodels' test on the numbers and the code of eight levels agree; but a weak dependence is lost on the code."""
     granger = pytest.importorskip("statsmodels.tsa.stattools").grangercausalitytests
     for b in (0.0, 0.3, 1.0):
         x, y = numbers = sources.linear_numbers(4000, 3, b)
@@ -133,3 +133,40 @@ def test_bits_of_words_add_up():
     found = flow.words(b"eyes  are\nwitness of it", saved)
     assert [word for word, _ in found] == ["eyes", "are", "witness", "of", "it"]
     assert sum(bits for _, bits in found) == pytest.approx(saved.sum())
+
+
+# --- rate and distortion ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("p", [0.5, 0.3, 0.1])
+@pytest.mark.parametrize("slope", [3.0, 5.0])
+def test_a_binary_source_takes_its_entropy_less_that_of_the_errors(p, slope):
+    D, R = ratedistortion.blahut_arimoto(np.array([p, 1 - p]), 1 - np.eye(2), slope)
+    assert D == pytest.approx(1 / (1 + np.exp(slope)), abs=1e-4)             # where dR/dD is -slope, for D < p
+    assert R == pytest.approx(sources.entropy(p) - sources.entropy(D), abs=1e-4)
+
+
+def test_a_uniform_source_with_hamming_distortion():
+    V = 16
+    D, R = ratedistortion.blahut_arimoto(np.full(V, 1 / V), 1 - np.eye(V), 4.0)
+    assert R == pytest.approx(log2(V) - sources.entropy(D) - D * log2(V - 1), abs=1e-6)
+    assert D == pytest.approx((V - 1) / (V - 1 + np.exp(4.0)), abs=1e-6)
+
+
+def test_the_curve_falls_and_bends_upwards():
+    p = rng.uniform(1, "p", 0, 12).astype(np.float64) + 0.01
+    place = rng.uniform(1, "place", 0, 12).astype(np.float64)
+    square = (place[:, None] - place) ** 2
+    curve = np.array([ratedistortion.blahut_arimoto(p / p.sum(), square, slope) for slope in (10, 30, 100, 300)])
+    slopes = np.diff(curve[:, 1]) / np.diff(curve[:, 0])
+    assert (np.diff(curve[:, 0]) < 0).all() and (np.diff(curve[:, 1]) > 0).all() and (np.diff(slopes) < 0).all()
+
+
+def test_temperature_is_the_cheapest_way_to_its_reward_and_top_k_is_not():
+    p = np.array([0.4, 0.3, 0.2, 0.07, 0.03])
+    for q, factor in (ratedistortion.temperature(p, 0.6), 1.0), (ratedistortion.top_k(p, 2), 1.2):
+        cost = ratedistortion.divergence(q, p)
+        assert cost >= factor * ratedistortion.least_rate(p, np.log2(p), q @ np.log2(p)) - 1e-9
+    assert ratedistortion.least_rate(p, np.log2(p), q @ np.log2(p)) > 0
+    q = ratedistortion.temperature(p, 0.6)
+    assert ratedistortion.divergence(q, p) == pytest.approx(ratedistortion.least_rate(p, np.log2(p), q @ np.log2(p)), abs=1e-9)
+    assert ratedistortion.divergence(ratedistortion.top_k(p, 1), p) == pytest.approx(-log2(0.4))

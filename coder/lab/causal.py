@@ -35,7 +35,8 @@ def encode(streams: np.ndarray, widths: tuple[int, int], coded: tuple[int, ...] 
     """The code (bytes) of the sequences `coded` out of streams (2, n), x and y, and what each symbol costs: bits (2, n).
 
     widths: bits to a symbol, of x and of y.  knowing: with the other sequence's past; ahead: and its future, of a
-    sequence that is not coded itself.  ValueError where a symbol does not fit its width, or what is coded is to be known ahead.
+    sequence that is not coded itself.  ValueError where a symbol does not fit its width, or what is coded is to be known
+    ahead.
     """
     streams = np.array(streams, np.int64)
     for stream, width in zip(streams, widths):

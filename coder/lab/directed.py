@@ -92,7 +92,7 @@ def run(data: str | None = None, length: int = LENGTH, shuffles: int = SHUFFLES,
     material.table(("source", "sum", "from one code of both", "X known ahead of time"),
                    *((name, _show(m.x_to_y + m.y_to_x), _show(m.joint), _show(m.ahead)) for name, m in results.items()))
     exact, chains = null_savings(runs, NULL_LENGTH)
-    print(f"\nHow often chance saves k bits or more, {runs:,} pairs of {NULL_LENGTH} symbols (true null: Y drawn from the coder)\n")
+    print(f"\nHow often chance saves k bits or more, {runs:,} pairs of {NULL_LENGTH} (true null: Y drawn from the coder)\n")
     material.table(("k", "2^-k", "true null", "independent chains"),
                    *((str(k), *(f"{p:.4f}" for p in (2.0 ** -k, np.mean(exact >= k), np.mean(chains >= k))))
                      for k in THRESHOLDS))

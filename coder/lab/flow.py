@@ -85,9 +85,10 @@ def run(text: bytes, model: GPT | Ensemble | None = None) -> dict:
     print(f"\nThe answer of which its prompt explains most beyond another's, {meaning[best].sum():.1f} bits, word by word:\n")
     print(f"    {prompts[best].decode(errors='replace')} ...".replace("\n", "\n    "))
     print("    " + " ".join(f"{word} {saved:+.1f}" for word, saved in words(answers[best], meaning[best])))
-    print("\nThis shows how much of an answer a prompt explains to this model, and where. It does not show that the prompt\n"
-          "caused the answer, nor a relation that this model does not know; and \"backwards\" is no mutual information: a model\n"
-          "that has learned to read forwards gives the other order less, although under one joint distribution both are equal.")
+    print("\nThis shows how much of an answer a prompt explains to this model, and where. It does not show that the\n"
+          "prompt caused the answer, nor a relation that this model does not know. \"Backwards\" is no mutual information: a\n"
+          "model that has learned to read forwards gives the other order less, although under one distribution\n"
+          "both are equal.")
     return {"flow": flow}
 
 
