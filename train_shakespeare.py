@@ -30,6 +30,8 @@ PRESETS = {
     "default": (GPTConfig(), OptimizerConfig(), TrainConfig()),
     "large": (GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=192, dropout=0.15), OptimizerConfig(),
               TrainConfig(steps=5000)),
+    "english": (GPTConfig(block_size=512, n_layer=6, n_embd=256, activation="swiglu", n_kv_head=2, n_hidden=704),
+                OptimizerConfig(), TrainConfig(steps=12000, batch_size=16, shuffle=True, validate_every=0, save_every=40)),
 }
 SAMPLES = [
     ("HAMLET: To be or not to be", 0.5, 10),
