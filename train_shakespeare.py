@@ -27,7 +27,8 @@ except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
 
 PRESETS = {
     "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
-    "default": (GPTConfig(), OptimizerConfig(), TrainConfig()),
+    "default": (GPTConfig(block_size=128, activation="swiglu", n_hidden=352), OptimizerConfig(),
+                TrainConfig(batch_size=6, shuffle=True)),
     "large": (GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=192, dropout=0.15), OptimizerConfig(),
               TrainConfig(steps=5000)),
     "english": (GPTConfig(block_size=512, n_layer=6, n_embd=256, activation="swiglu", n_kv_head=2, n_hidden=704),
