@@ -33,9 +33,12 @@ PRESETS = {
                OptimizerConfig("adamw", learning_rate=3e-4, weight_decay=0.0, beta2=0.999, clip=0.0, warmup=0, cooldown=0.0),
                TrainConfig(steps=50, batch_size=8, window=32)),
     "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
-    "default": (GPTConfig(), OptimizerConfig(), TrainConfig()),
+    "default": (GPTConfig(block_size=128, activation="swiglu", n_hidden=352), OptimizerConfig(),
+                TrainConfig(batch_size=6, shuffle=True)),
     "large": (GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=192, dropout=0.15), OptimizerConfig(),
               TrainConfig(steps=5000)),
+    "english": (GPTConfig(block_size=512, n_layer=6, n_embd=256, activation="swiglu", n_kv_head=2, n_hidden=704),
+                OptimizerConfig(), TrainConfig(steps=12000, batch_size=16, shuffle=True, validate_every=0, save_every=40)),
 }
 SAMPLES = [
     ("HAMLET: To be or not to be", 0.5, 10),

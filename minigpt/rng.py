@@ -6,6 +6,7 @@ for this use [Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"]
 """
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from numba import njit, uint32, uint64
@@ -56,6 +57,14 @@ def uniform(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
 def integers(seed: int, purpose: str, step: int, count: int, high: int) -> np.ndarray:
     """`count` integers (int64) in [0, high), high <= 2^32: the upper half of word * high."""
     return ((words(seed, purpose, step, count).astype(np.uint64) * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
+    """0 .. count - 1 (int64) in random order; read-only, since the latest are remembered."""
+    order = np.argsort(words(seed, purpose, step, count), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def keep(seed: int, purpose: str, step: int, count: int, drop: float) -> np.ndarray:

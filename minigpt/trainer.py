@@ -42,6 +42,7 @@ class TrainConfig:
     seed: int = option(1, "seed of the initial weights, the windows and the dropout")
     validate_every: int = option(500, "steps between validations; 0: only at the end")
     save_every: int = option(500, "steps between checkpoints; 0: only at the end")
+    shuffle: bool = option(False, "shuffled epochs, in which each part of the text comes once; no: windows from anywhere")
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("window", 0), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
@@ -82,8 +83,15 @@ class Trainer:
 
     def batch(self, step: int) -> np.ndarray:
         """The windows (B, T + 1) of the training text that step number `step` learns from."""
-        starts = rng.integers(self.config.seed, "batch", step, self.config.batch_size, len(self.train_ids) - self.window)
-        return self.train_ids[starts[:, None] + np.arange(self.window + 1)]
+        T, size, seed, n = self.window, self.config.batch_size, self.config.seed, len(self.train_ids)
+        if self.config.shuffle:
+            count = max(1, (n - T) // T)        # windows in an epoch: side by side from a random offset, in random order
+            numbers = (divmod(number, count) for number in range(step * size, (step + 1) * size))
+            starts = np.array([rng.integers(seed, "offset", epoch, 1, min(T, n - count * T))[0]
+                               + T * rng.permutation(seed, "order", epoch, count)[i] for epoch, i in numbers])
+        else:
+            starts = rng.integers(seed, "batch", step, size, n - T)
+        return self.train_ids[starts[:, None] + np.arange(T + 1)]
 
     def step(self) -> float:
         """Train on one batch; returns its loss in nats per token.  TrainingError if that is not a finite number."""

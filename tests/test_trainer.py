@@ -205,6 +205,24 @@ def test_batches_are_windows_of_the_training_text_alone(tmp_path):
     assert set(windows[:, 0]) == set(range(199 - 16))                   # from the first window to the last
 
 
+def test_in_shuffled_epochs_each_token_is_predicted_once_an_epoch(tmp_path):
+    text = bytes(range(250)) + bytes(28)                                # 250 to train: 14 windows of 16 tokens an epoch
+    trainer = make_trainer(tmp_path, text, batch_size=5, shuffle=True)
+    windows = np.concatenate([trainer.batch(step) for step in range(14)]).reshape(5, 14, 17)
+    assert (np.diff(windows) == 1).all()
+    epochs = [sorted(epoch[:, 1:].reshape(-1)) for epoch in windows]
+    assert all((np.diff(epoch) == 1).all() for epoch in epochs)         # side by side
+    assert len({epoch[0] for epoch in epochs}) > 1                      # from another offset each time
+    assert not any((np.diff(epoch[:, 0]) == 16).all() for epoch in windows)
+
+
+@pytest.mark.parametrize("size", [19, 30, 31, 32, 33, 34, 35, 36, 37])  # bytes; 17 to 33 of them to train, in windows of 17
+def test_shuffled_epochs_of_a_short_text(size, tmp_path):
+    trainer = make_trainer(tmp_path, bytes(range(size)), batch_size=3, shuffle=True)
+    windows = np.concatenate([trainer.batch(step) for step in range(50)])
+    assert (np.diff(windows) == 1).all() and windows.max() < size * 9 // 10
+
+
 # Nine tenths, rounded down, are to train: 16 and 2 tokens of 18, 17 and 2 of 19; 9 and 1 of 10, 9 and 2 of 11.
 @pytest.mark.parametrize("block_size, shortest", [(16, 19), (1, 11)])
 def test_a_text_must_fill_one_window_and_leave_two_tokens_to_validate(block_size, shortest, tmp_path):
