@@ -9,11 +9,13 @@ from minigpt.model import GPT
 from . import codec, tokens
 from .container import LARGEST_BLOCK, MODES, PREDICTING, SMALLEST_BLOCK, Block, CoderError, Header, read, write
 from .models import short_fingerprint
+from .online_tokens import OnlineTokens
 from .predictor import Predictor, make_predictor
 from .tokens import TokenModel
 
 BLOCK_BITS = 18         # 256 KiB: what one damaged byte can take with it
 NO_MODEL = bytes(16)
+TOKEN_MODES = "tokens", "online tokens"
 TRIALS = {"fast": 2 ** 15, "static": 2 ** 12}    # bytes: contexts improve along the file, and are fast; a model is neither
 
 
@@ -29,13 +31,16 @@ def compress(data: bytes, mode: str, model: GPT | Ensemble | TokenModel | None =
              progress: Callable = lambda count, taken: None, block_bits: int = BLOCK_BITS, primer: bytes = b"") -> bytes:
     """The compressed file of data.
 
-    mode: of container.MODES, but stored.  model: of bytes or, for the mode tokens, of tokens, where the mode needs one.
+    mode: of container.MODES, but stored; online with a model of tokens is online tokens.  model: of bytes or, for the modes of
+    tokens, of tokens, where the mode needs one.
     primer: bytes that both sides have, for an adaptive mode.  progress(bytes read since the last call, bytes written in all) is
     called now and then.
     CoderError where the model is missing or predicts something else, or the mode takes no primer.
     """
     if not SMALLEST_BLOCK <= block_bits <= LARGEST_BLOCK:
         raise ValueError(f"block_bits must be from {SMALLEST_BLOCK} to {LARGEST_BLOCK}, but is {block_bits}")
+    if mode == "online" and isinstance(model, TokenModel):
+        mode = "online tokens"
     predictor = _predictor(mode, model, len(data), primer)
     fingerprint = _fingerprint(predictor)
     size, payloads, taken = 1 << block_bits, [], 0
@@ -104,7 +109,7 @@ def _decoded(header: Header, blocks: list[Block], find_model, progress, primer) 
         elif block.whole and not lost and header.mode != "stored":
             predictor = predictor or _predictor_of(header, find_model, primer)
             if block.stored:                    # it did not compress, but the encoder learned from it all the same
-                codec.encode_block(predictor, block.payload)
+                _codec(header.mode).encode_block(predictor, block.payload)
                 part = block.payload
             else:
                 try:
@@ -117,23 +122,23 @@ def _decoded(header: Header, blocks: list[Block], find_model, progress, primer) 
 
 def _codec(mode):
     """The module that encodes and decodes blocks with what `_predictor` returns."""
-    return tokens if mode == "tokens" else codec
+    return tokens if mode in TOKEN_MODES else codec
 
 
 def _predictor(mode, model, size, primer) -> Predictor | TokenModel:
-    if mode not in (*PREDICTING, "tokens"):
-        raise ValueError(f"mode must be one of {', '.join(PREDICTING)}, tokens, but is {mode!r}")
+    if mode not in (*PREDICTING, *TOKEN_MODES):
+        raise ValueError(f"mode must be one of {', '.join([*PREDICTING, *TOKEN_MODES])}, but is {mode!r}")
     if MODES[mode].needs_model and model is None:
         raise CoderError(f"the mode {mode} needs a model")
-    if MODES[mode].needs_model and isinstance(model, TokenModel) != (mode == "tokens"):
-        raise CoderError("the mode tokens needs a published language model: pass one with --model, as in --model smollm2"
-                         if mode == "tokens" else
+    if MODES[mode].needs_model and isinstance(model, TokenModel) != (mode in TOKEN_MODES):
+        raise CoderError(f"the mode {mode} needs a published language model: pass one with --model, as in --model smollm2"
+                         if mode in TOKEN_MODES else
                          f"the mode {mode} needs a model that predicts bytes, but this one predicts tokens: leave out --mode")
     if primer and not MODES[mode].adaptive:
         raise CoderError(f"the mode {mode} does not learn, so a primer is of no use to it: choose "
                          f"{' or '.join(name for name in PREDICTING if MODES[name].adaptive)}")
-    if mode == "tokens":
-        return model
+    if mode in TOKEN_MODES:
+        return model if mode == "tokens" else OnlineTokens(model, size, primer)
     try:
         return make_predictor(mode, size, model, primer)
     except ValueError as error:

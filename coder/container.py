@@ -5,8 +5,8 @@ Integers are unsigned and little-endian.
     offset  bytes   field
     0       4       magic: 89 47 5A 0A (no text begins like that, and a transfer in text mode breaks it)
     4       1       version of this format, and of everything that the decoder must compute alike: 5
-    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 7 tokens (5 was the same
-                    with matrices of floats)
+    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 6 online tokens, 7 tokens (5 was the
+                    same with matrices of floats)
     6       1       flags: 1 if there is a primer; a reader refuses bits that it does not know
     7       1       k, 10 .. 24: each block but the last holds 2^k bytes of the original
     8       8       length of the original, in bytes
@@ -27,7 +27,8 @@ context; in the others the predictor has learned from the primer, and then from 
 To decode a block of the mode static: cut it into streams and put their symbols in the order of codec.py; predict each symbol in
 the windows of predictor.py, with the model that has the fingerprint (models.py; its file: packed.py, or minigpt/checkpoint.py;
 an ensemble: minigpt/ensemble.py); turn logits to integers as frequencies.py says, and find the symbols with the range decoder of
-range_coder.py.  coder/reference.py does so with NumPy alone.  One of the mode tokens: as tokens.py says.
+range_coder.py.  coder/reference.py does so with NumPy alone.  One of the modes tokens and online tokens: as tokens.py and
+online_tokens.py say.
 """
 
 import struct
@@ -51,7 +52,7 @@ class Mode(NamedTuple):
 
 
 # Here, not beside the predictors that the modes stand for: to read a file takes no network.  predictor.py has a maker for each
-# but tokens, which is tokens.py.
+# but the last two, which are tokens.py and online_tokens.py.
 MODES = {
     "stored": Mode(0, False, False, "the bytes as they are"),
     "static": Mode(1, True, False, "the model as it is"),
@@ -59,9 +60,10 @@ MODES = {
     "scratch": Mode(3, False, True, "the same from a seeded start, without a trained model"),
     "fast": Mode(4, False, True, "contexts alone"),
     "tokens": Mode(7, True, False, "a published language model, in integers of 8 bits, on tokens of several bytes"),
+    "online tokens": Mode(6, True, True, "a published language model with a bias that learns, mixed with contexts"),
 }
 NAMES = {mode.number: name for name, mode in MODES.items()}
-PREDICTING = [name for name in MODES if name not in ("stored", "tokens")]      # bytes: those of predictor.py
+PREDICTING = [name for name in MODES if name not in ("stored", "tokens", "online tokens")]      # bytes: those of predictor.py
 
 
 class CoderError(Exception):

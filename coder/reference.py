@@ -44,7 +44,7 @@ def decode_file(file, load_model, progress=lambda done: None):
     require(len(file) >= 64 and file[:4] == b"\x89GZ\n", "this is not a compressed file of this format")
     version, mode, flags, block_bits, length, fingerprint, sha256 = struct.unpack("<BBBBQ16s32s", file[4:64])
     require(version == 5, f"the file has format version {version}, but this program decodes version 5")
-    require(mode in (0, 1, 2, 3, 4, 7) and flags <= 1 and 10 <= block_bits <= 24, "the header is not one of version 5")
+    require(mode in (0, 1, 2, 3, 4, 6, 7) and flags <= 1 and 10 <= block_bits <= 24, "the header is not one of version 5")
     require(mode <= 1, "the file is of another mode than stored (0) or static (1): decode it with `python -m coder decompress`")
     table, count = 64 + 16 * flags, -(-length >> block_bits)                    # flag 1: 16 bytes that name a primer
     end = table + 8 * count

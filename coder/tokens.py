@@ -93,6 +93,17 @@ class TokenModel:
         self.model, self.tokenizer, self.config, self.fingerprint = model.quantise(), tokenizer, model.config, fingerprint
         self.trie = make_trie(tokenizer.vocabulary)
 
+    def begin(self, sizes: list[int]) -> None:
+        """The streams of a block, of so many bytes each, begin."""
+
+    def encode(self, state, out, logits, ids, streams):
+        """Encode ids (N,), the next tokens of the streams (N,), from the model's logits (N, V).  Returns the buffer."""
+        return encode_tokens(state, out, logits, ids, self.trie)
+
+    def decode(self, state, code, logits, streams):
+        """The ids (N,) that `encode` encoded, from the same logits (N, V)."""
+        return decode_tokens(state, code, logits, self.trie)
+
     def inputs(self, ids: np.ndarray) -> np.ndarray:
         """What the model reads for these ids, of which an escaped byte is none of its own."""
         return np.where(ids < self.tokenizer.vocab_size, ids, self.tokenizer.start or 0)
@@ -149,6 +160,7 @@ def encode_block(model: TokenModel, data: bytes, progress: Callable = lambda cou
         streams.append(model.tokenizer.encode(data[at:at + size]))
         at += size
     S, longest = len(streams), max(map(len, streams))
+    model.begin(sizes_of(len(data)))
     ids = np.full((S, longest + 1), model.tokenizer.vocab_size, np.int64)       # so that start is before all and behind some
     for s, stream in enumerate(streams):
         ids[s, 1:len(stream) + 1] = stream
@@ -159,7 +171,7 @@ def encode_block(model: TokenModel, data: bytes, progress: Callable = lambda cou
         logits, count = context.read(inputs[:, t:stop]), 0
         for i in range(t, stop):
             active = np.flatnonzero(i < lengths)
-            out = encode_tokens(state, out, logits[active, i - t], ids[active, i + 1], model.trie)
+            out = model.encode(state, out, logits[active, i - t], ids[active, i + 1], active)
             count += len(model.tokenizer.decode_bytes(ids[active, i + 1]))
         t = stop
         progress(count, int(state[LENGTH]))
@@ -171,13 +183,14 @@ def decode_block(model: TokenModel, code: bytes, size: int, progress: Callable =
 
     A damaged code gives some other bytes, or ValueError.  progress(bytes) is called after a token of each stream.
     """
-    sizes, code = sizes_of(size), np.frombuffer(bytes(code), np.uint8)
+    sizes, code = sizes_of(size), np.frombuffer(bytearray(code), np.uint8)     # writable: as the encoder's buffer is
     S, streams, state = len(sizes), [bytearray() for _ in sizes], start_decoding(code)
     context, ids = Context(model.model, S), np.full(S, model.tokenizer.vocab_size, np.int64)
     active = np.arange(S)
+    model.begin(sizes)
     while active.size:
         logits = context.read(model.inputs(ids)[:, None])[:, 0]                 # (S, V)
-        ids[active] = decode_tokens(state, code, logits[active], model.trie)
+        ids[active] = model.decode(state, code, logits[active], active)
         progress(len(model.tokenizer.decode_bytes(ids[active])))
         for s in active:
             streams[s] += model.tokenizer.decode_bytes(ids[s:s + 1])

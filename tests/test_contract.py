@@ -72,6 +72,7 @@ ALLOWED = [
     ("coder/intervals.py", "decode", "**", "integers"),
     ("coder/mixing/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
     ("coder/mixing/mixer.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
+    ("coder/online_tokens.py", "OnlineTokens.__init__", ".cumsum", "integers: where each token's bytes begin"),
     ("coder/reference.py", "RangeDecoder.decode", "sum", "integers: frequencies"),
     ("coder/reference.py", "unpack", "np.prod", "integers: an array's sizes"),
     ("coder/report.py", ANY, ANY, "only shown to a person: nothing it computes goes into a file that is decoded"),

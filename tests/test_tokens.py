@@ -1,5 +1,6 @@
 """The mode tokens: any bytes through a language model and back, its trie, its windows, and what is refused."""
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from coder import models, reference, tokens
 from coder.compressor import compress, decompress, salvage
 from coder.container import CoderError, read
 from coder.models import short_fingerprint
+from coder.online_tokens import OnlineTokens
 from coder.range_coder import Encoder, finish_encoding, start_encoding
 from coder.tokens import Context, TokenModel, decode_block, encode_block, encode_tokens, make_trie, weight_sums
 from coder.verify import LICENSE
@@ -273,7 +275,8 @@ def test_what_does_not_compress_is_stored():
 
 
 @pytest.mark.parametrize("mode, makes, says", [
-    ("static", random_model, "predicts tokens"), ("online", random_model, "predicts tokens"), ("tokens", taught, "--model"),
+    ("static", random_model, "predicts tokens"), ("tokens", taught, "--model"),
+    ("online tokens", taught, "--model"),
 ])
 def test_a_mode_needs_a_model_of_its_kind(mode, makes, says):
     with pytest.raises(CoderError, match=says):
@@ -301,7 +304,7 @@ def test_the_command_line_takes_a_folder(tmp_path, capsys):
     program.main(["decompress", "-q", "--model", folder, str(file) + ".mgz", "-o", str(out)])
     assert out.read_bytes() == TEXT[:300]
     for arguments, says in [
-            (["compress", "-f", "--mode", "online", "--model", folder, str(file)], "predicts tokens"),
+            (["compress", "-f", "--mode", "static", "--model", folder, str(file)], "predicts tokens"),
             (["compress", "-f", "--model", str(tmp_path), str(file)], "config.json"),
             (["compress", "-f", "--model", str(tmp_path / "no.gguf"), str(file)], "there is no model at"),
             (["pack", folder, str(tmp_path / "packed")], "is not packed")]:
@@ -316,3 +319,63 @@ def test_a_published_model_is_loaded_with_its_tokens(tmp_path):
     with pytest.raises(CoderError, match="needs the model with the fingerprint 0000"):
         models.load_fitting(bytes(16), tmp_path / "model")
     assert models.load_fitting(model.fingerprint, tmp_path / "model").fingerprint == model.fingerprint
+
+
+# --- the mode online tokens -----------------------------------------------------------------------------------------------
+
+def online(size, primer=b""):
+    return OnlineTokens(cached_model("llama"), size, primer)
+
+
+@pytest.mark.parametrize("data", CASES.values(), ids=CASES)
+def test_bytes_come_back_online(data):
+    code = encode_block(online(len(data)), data)
+    assert decode_block(online(len(data)), code, len(data)) == data
+
+
+def test_blocks_and_a_primer_are_learned_on_both_sides():
+    model, text = cached_model("llama"), (LICENSE[:700] + CASES["noise"]) * 3
+    file = compress(text, "online", model, block_bits=10)
+    header, blocks = read(file)
+    assert header.mode == "online tokens" and len(blocks) == 3
+    assert decompress(file, lambda fingerprint: model) == text
+    primed = compress(LICENSE[:700], "online", model, primer=LICENSE[:600])
+    assert len(primed) < len(compress(LICENSE[:700], "online", model)) - 100
+    assert decompress(primed, lambda fingerprint: model, primer=LICENSE[:600]) == LICENSE[:700]
+    with pytest.raises(reference.FormatError, match="another mode"):
+        reference.decode_file(file, None)
+
+
+def test_the_online_code_is_golden_and_does_not_depend_on_how_much_is_computed_at_once(monkeypatch):
+    data = LICENSE[:600] + CASES["noise"]
+    code = encode_block(online(len(data)), data)
+    assert hashlib.sha256(code).hexdigest() == "4b5922e0ee1db13ae1ee84350724c650a91d317cdaef4266e639f415473d41f3"
+    monkeypatch.setattr(tokens, "rows_at_once", lambda S: 3)
+    assert encode_block(online(len(data)), data) == code
+
+
+def test_a_damaged_online_code_is_an_error_or_gives_other_bytes():
+    data = LICENSE[:250]
+    code = encode_block(online(250), data)
+    for place in range(0, len(code) - 1, 29):
+        damaged = code[:place] + bytes([code[place] ^ 16]) + code[place + 1:]
+        try:
+            assert decode_block(online(250), damaged, 250) != data
+        except ValueError:
+            pass
+    with pytest.raises(ValueError):
+        decode_block(online(4000), b"", 4000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_leave_the_bias_finite(value):
+    encoder, ids, logits = online(99), np.array([5, 66, V - 3, V + 255]), np.zeros((4, V), np.float32)
+    logits[:2], logits[2:, 66] = value, value
+    streams = np.zeros(4, np.int64)
+    encoder.begin([50])
+    state, out = start_encoding()
+    code = finish_encoding(state, encoder.encode(state, out, logits, ids, streams))
+    assert np.isfinite(encoder.learned.bias).all()
+    decoder = online(99)
+    decoder.begin([50])
+    assert decoder.decode(tokens.start_decoding(code), code, logits, streams).tolist() == ids.tolist()

@@ -70,9 +70,11 @@ class Mixing:
     """The model of a file of `size` bytes, primer included, with or without a GPT.
 
     fast: fewer contexts and mixers, no run model.  contexts: ascending indices in CONTEXTS, to measure what others are worth.
+    trust: the first weights of a context and of the GPT, where they are not the usual ones.
     """
 
-    def __init__(self, size: int, gpt: bool = False, fast: bool = False, contexts: Sequence[int] | None = None):
+    def __init__(self, size: int, gpt: bool = False, fast: bool = False, contexts: Sequence[int] | None = None,
+                 trust: tuple[float, float] | None = None):
         self.fast, self.gpt, self.end = fast, gpt, 0
         in_mode = FAST_CONTEXTS if fast else ALL_CONTEXTS
         selected = np.arange(in_mode) if contexts is None else np.array(contexts, np.int64)
@@ -95,13 +97,14 @@ class Mixing:
             final_weights=np.full((256, K), WEIGHT_ONE // K, np.int32),
             apm_1=new_apm(APM_1_CONTEXTS), apm_3=new_apm(APM_3_CONTEXTS), apm_gpt=new_apm(APM_1_CONTEXTS * gpt),
             squash=SQUASH, stretch=STRETCH, reciprocals=RECIPROCALS)
-        weights, weight = self.memory.weights, int(WEIGHT_ONE * (FAST_WEIGHT if fast else FIRST_WEIGHT))
+        first, self.gpt_weight = trust or (FAST_WEIGHT if fast else FIRST_WEIGHT, GPT_WEIGHT)
+        weights, weight = self.memory.weights, int(WEIGHT_ONE * first)
         weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + MATCHES] = weight
         self._trust_gpt()
 
     def _trust_gpt(self):
         if self.gpt:
-            self.memory.weights[:, [-3, -1]] = int(WEIGHT_ONE * GPT_WEIGHT)
+            self.memory.weights[:, [-3, -1]] = int(WEIGHT_ONE * self.gpt_weight)
 
     def prime(self, data: bytes) -> None:
         """Learn from data before the first block, as if it was coded."""
