@@ -31,7 +31,8 @@ def compress(data: bytes, mode: str, model: GPT | Ensemble | TokenModel | None =
              progress: Callable = lambda count, taken: None, block_bits: int = BLOCK_BITS, primer: bytes = b"") -> bytes:
     """The compressed file of data.
 
-    mode: of container.MODES, but stored; online with a model of tokens is online tokens.  model: of bytes or, for the modes of tokens, of tokens, where the mode needs one.
+    mode: of container.MODES, but stored; online with a model of tokens is online tokens.  model: of bytes or, for the modes of
+    tokens, of tokens, where the mode needs one.
     primer: bytes that both sides have, for an adaptive mode.  progress(bytes read since the last call, bytes written in all) is
     called now and then.
     CoderError where the model is missing or predicts something else, or the mode takes no primer.

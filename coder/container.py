@@ -5,8 +5,8 @@ Integers are unsigned and little-endian.
     offset  bytes   field
     0       4       magic: 89 47 5A 0A (no text begins like that, and a transfer in text mode breaks it)
     4       1       version of this format, and of everything that the decoder must compute alike: 5
-    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 6 online tokens, 7 tokens (5 was
-                    tokens through matrices of floats)
+    5       1       mode: 0 stored, 1 static, 2 online, 3 scratch, 4 fast, 6 online tokens, 7 tokens (5 was the
+                    same with matrices of floats)
     6       1       flags: 1 if there is a primer; a reader refuses bits that it does not know
     7       1       k, 10 .. 24: each block but the last holds 2^k bytes of the original
     8       8       length of the original, in bytes

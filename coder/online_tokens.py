@@ -8,12 +8,13 @@ After each token, whose rank is t, with w the sum of all weights:
     b_r -= weight_r * (RATE / w)  for all r,    b_t += RATE        (binary32)
 which is a step of gradient descent on the cost of the token: what is frequent in this file becomes likelier.
 
-Bits.  At each node of the trie a token takes at most 9 decisions: whether it goes on, where it may end, and the bits of its next
-byte.  What is certain is not coded.  For each decision the model's probability, a quotient of sums of weights, enters the mixing
-model of the mode fast (mixing/mixer.py) as a GPT's does.  There "goes on" is the bit before the byte's own: `partial` is 0, and then
-1.  The hashes of the contexts take in GO_ON or BEGIN as the nibble before the first, so that a byte inside a token has other
-counters than one that begins it.  All streams share tables, weights and bias; each has a past and matches of its own, which
-begin anew in each block, as the windows do.  A primer is encoded first, as a block whose code is discarded.
+Bits.  At each node of the trie a token takes at most 9 decisions: whether it goes on, where it may end, and the bits of its
+next byte.  What is certain is not coded.  For each decision the model's probability, a quotient of sums of weights, enters
+the mixing model of the mode fast (mixing/mixer.py) as a GPT's does.  There "goes on" is the bit before the byte's own:
+`partial` is 0, and then 1.  The hashes of the contexts take in GO_ON or BEGIN as the nibble before the first, so that a byte
+inside a token has other counters than one that begins it.  All streams share tables, weights and bias; each has a past and
+matches of its own, which begin anew in each block, as the windows do.  A primer is encoded first, as a block whose code is
+discarded.
 """
 
 from typing import NamedTuple
@@ -131,7 +132,7 @@ def code_tokens(decoding, state, code, logits, ids, streams, trie, text, starts,
             if decoding:
                 rank = bounds[part]
         ids[i] = trie.order[rank]
-        for at in range(starts[rank] + depth, starts[rank + 1]):                        # one token is left: its bytes are certain
+        for at in range(starts[rank] + depth, starts[rank + 1]):            # one token is left: its bytes are certain
             begin_byte(memory, scratch, position, learned.frequencies, 0)
             end_byte(memory, scratch, position, np.int64(text[at]))
             position += 1

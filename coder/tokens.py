@@ -97,7 +97,7 @@ class TokenModel:
         """The streams of a block, of so many bytes each, begin."""
 
     def encode(self, state, out, logits, ids, streams):
-        """Encode the next tokens ids (N,) of the streams (N,), which the model predicted with logits (N, V).  Returns the buffer."""
+        """Encode ids (N,), the next tokens of the streams (N,), from the model's logits (N, V).  Returns the buffer."""
         return encode_tokens(state, out, logits, ids, self.trie)
 
     def decode(self, state, code, logits, streams):

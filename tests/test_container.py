@@ -94,8 +94,8 @@ def flipped(file, byte, bit=0):
 def read_by_the_table(file):
     """Follows the table in container's docstring, offset by offset, and shares nothing with the code below it."""
     assert file[0:4] == bytes.fromhex("89 47 5A 0A") and file[4] == 5 and file[6] in (0, 1)
-    mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast",
-                    6: "online tokens", 7: "tokens"}[file[5]], 16 * file[6]
+    mode, primer = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast", 6: "online tokens",
+                    7: "tokens"}[file[5]], 16 * file[6]
     k, length = file[7], number(file, 8, 8)
     n = (length + 2 ** k - 1) // 2 ** k
     assert number(file, 64 + primer + 8 * n, 4) == zlib.crc32(file[:64 + primer + 8 * n])
@@ -164,7 +164,7 @@ def test_a_file_that_is_something_else_is_told_from_one_that_is_damaged(file, sa
 
 
 @pytest.mark.parametrize("offset, value, says", [
-    (4, 0, "version 0"), (5, 8, "mode 8"), (5, 255, "mode 255"), (6, 2, "flags 2"), (6, 128, "flags 128"),
+    (4, 0, "version 0"), (5, 5, "mode 5"), (5, 255, "mode 255"), (6, 2, "flags 2"), (6, 128, "flags 128"),
     (7, 9, "2^9"), (7, 25, "2^25"), (7, 0, "2^0"), (7, 255, "2^255"),
 ])
 def test_a_header_that_this_version_does_not_know_is_refused(offset, value, says):
