@@ -26,7 +26,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .lanes import LANES, ZERO, broadcast, float32x16, fused, lane_max, load_part, maximum, named, pointer, splat
+from .lanes import LANES, ZERO, broadcast, float32x16, fused, lane_max, load, load_part, maximum, named, pointer, splat, store
 from .linking import linked
 from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, features, panels_of, part_of, product_packed
 from .threads import get_num_threads, parallel_for
@@ -375,6 +375,17 @@ def quantise_heads(x, integers, scales):
     parallel_for(len(x), _quantise_heads_row, x, integers, scales)
 
 
+@intrinsic
+def _load_integers(typing, array, index):
+    """Elements index .. index + 15 of an int8 array, counted flat, as floats."""
+    def generate(context, builder, sig, args):
+        place = builder.bitcast(pointer(context, builder, sig.args[0], *args), ir.PointerType(ir.VectorType(_I8, LANES)))
+        value = builder.load(place)
+        value.align = 1
+        return builder.sitofp(value, _FLOATS)
+    return float32x16(array, _intp), generate
+
+
 def put(keys, values, scales, s, g, place, k, v):
     """Write k and v (D,) to that place of head g of sequence s; for the arrays see Cache."""
 
@@ -406,12 +417,13 @@ def _keys_of(keys, scales, s, g, start, stop):
         return keys[s, g, :, start:stop]
 
     def integers(keys, scales, s, g, start, stop):
-        part, scale = keys[s, g, :, start:stop], scales[0, s, g, start:stop]
-        out = np.empty(part.shape, np.float32)
+        part, scale, count = keys[s, g], scales[0, s, g], stop - start                  # (D, width), whose rows are whole lanes
+        width = (count + 2 * LANES - 1) // LANES * LANES        # not 256: rows so far apart share lines of the cache
+        out = np.empty((len(part), width), np.float32)
         for d in range(len(out)):
-            for j in range(out.shape[1]):
-                out[d, j] = np.float32(part[d, j]) * scale[j]
-        return out
+            for j in range(0, count, LANES):
+                store(out, d * width + j, _load_integers(part, d * part.shape[1] + start + j) * load(scale, start + j))
+        return out[:, :count]
     return integers if keys.dtype == types.int8 else floats
 
 
@@ -422,9 +434,12 @@ def _values_of(values, scales, s, g, start, stop):
 
     def integers(values, scales, s, g, start, stop):
         part, scale = values[s, g, start:stop], scales[1, s, g, start:stop]
-        out = np.empty(part.shape, np.float32)
+        D, out = part.shape[1], np.empty(part.shape, np.float32)
+        whole = D // LANES * LANES
         for j in range(len(out)):
-            for d in range(out.shape[1]):
+            for d in range(0, whole, LANES):
+                store(out, j * D + d, _load_integers(part, j * D + d) * splat(scale[j]))
+            for d in range(whole, D):
                 out[j, d] = np.float32(part[j, d]) * scale[j]
         return out
     return integers if values.dtype == types.int8 else floats
