@@ -21,8 +21,9 @@ equal ones.
 Windows.  The model's input is tokenizer.start (without one, 0), then every token but the last; for a byte behind the escape,
 start again.  It attends to at most W = min(2048, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
 each stream, and before the first, room is made for c more: where they would have no position below block_size, a new cache
-begins by reading the first input and the last floor(W / 2) - 1 again (nothing where W is 1); else, as far as more than W - c
-are held, the oldest are dropped, but never the first, since many models predict badly without it (see Cache.drop).
+begins by reading the first input and the last floor(W / 2) - 1 again (nothing where W is 1); else, where more than W - c are
+held, the oldest are dropped until ceil(3 W / 4) - c are, but never the first input, since many models predict badly without it
+(see Cache.drop).
 """
 
 from collections.abc import Callable
@@ -139,7 +140,7 @@ class Context:
             for i in range(0, self.again.shape[1], size):
                 self.model.forward(self.again[:, i:i + size], cache=self.cache)
         elif cache.held + self.chunk > self.window:
-            cache.drop(cache.held + self.chunk - self.window, SPARED)
+            cache.drop(cache.held + self.chunk - (3 * self.window + 3) // 4, SPARED)
 
 
 def rows_at_once(S: int) -> int:

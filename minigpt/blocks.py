@@ -9,7 +9,6 @@ from .config import GPTConfig
 from .exact import rotary_tables
 from .incremental import Cache
 from .kernels import activations, attention, elementwise
-from .kernels.quantised import round_heads
 from .kernels.rotary import rotate
 from .layers import Draw, Dropout, Layer, LayerNorm, Linear, RMSNorm
 
@@ -53,7 +52,7 @@ class Attention(Layer):
         self.value = Linear(C, config.kv_heads * D, bias, std)
         self.query_norm = RMSNorm(D, config.norm_epsilon) if config.qk_norm else None
         self.key_norm = RMSNorm(D, config.norm_epsilon) if config.qk_norm else None
-        self._rotary, self.quantised = rotary, False                # quantised: keys and values have 8 bits (see GPT.quantise)
+        self._rotary = rotary
         self.projection = Linear(C, C, config.bias, std_out)
 
     def forward(self, x: np.ndarray, T: int, cache: Cache | None = None, layer: int = 0) -> np.ndarray:
@@ -66,8 +65,6 @@ class Attention(Layer):
         if self._rotary:
             start = cache.position if cache else 0
             q, k = self._rotary.forward(q, T, start), self._rotary.forward(k, T, start)
-        if self.quantised and cache is None:
-            round_heads(k.reshape(-1, self.head_size)), round_heads(v.reshape(-1, self.head_size))
         self.T, self.q, self.k, self.v = T, q, k, v
         self.out = self.saved("out", *x.shape)
         if cache is None:
@@ -75,8 +72,7 @@ class Attention(Layer):
             self.total = self.saved("total", len(x) // T * self.n_head, T)
             attention.attention_forward(q, k, v, self.n_head, T, self.scale, self.out, self.peak, self.total)
         else:
-            held = cache.append(layer, *(y.reshape(len(x) // T, T, -1, self.head_size) for y in (k, v)))
-            attention.attention_continued(q, *held, cache.held + T, T, self.scale, self.out)
+            attention.attention_continued(q, k, v, self.n_head, cache.kept, layer, cache.first, cache.held, T, self.scale, self.out)
         return self.projection.forward(self.out, scratch=True)
 
     # The chain rule backwards through the lines of forward; derived in kernels/attention.py.

@@ -26,11 +26,53 @@ def fma(a, b, c):
 
 
 def matmul(a, b, start=f32(0)):
-    """start + a (..., N, K) @ b (..., K, M): for each element one chain of fma, k ascending."""
+    """start + a (..., N, K) @ b (..., K, M): for each element one chain of fma, k ascending.  Of a Quantised b, the rows of a
+    become integers as well."""
+    if isinstance(b, Quantised):
+        return add_groups(*to_integers(a), *b.columns)
     a, b = a.astype(f64), b.astype(f64)
     for k in range(a.shape[-1]):
         start = fma(a[..., :, k, None], b[..., None, k, :], start)
     return start
+
+
+class Quantised:
+    """A matrix (..., K, M), given as its columns (..., M, K), as integers times scales: for a model that only predicts."""
+    def __init__(self, columns):
+        self.columns, self.K, self.T = to_integers(columns), columns.shape[-1], self        # T: of a table, whose rows these are
+
+    def __getitem__(self, index):
+        integers, scales = (part[index] for part in self.columns)
+        return (integers.astype(f32) * scales[..., None]).reshape(len(index), -1)[:, :self.K]
+
+
+def to_integers(x, most=127, size=64):
+    """(integers (..., G, size), scales (..., G)) of groups along the last axis: the largest of a group becomes `most`.
+    [Q8_0 of ggml]"""
+    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % size), f32)], axis=-1).reshape(*x.shape[:-1], -1, size)
+    largest, most = np.fmax.reduce(np.abs(x), axis=-1, initial=f32(0)), f32(most)
+    with np.errstate(all="ignore"):
+        x = x * np.where(largest > f32(2.0 ** -100), most / largest, f32(0))[..., None]
+    x = np.where(x > -most, x, -most)                                               # -most for NaN
+    return np.rint(np.where(x < most, x, most)).astype(f64), largest / most
+
+
+def add_groups(a, a_scales, b, b_scales, start=f32(0)):
+    """The product of rows (..., N) and columns (..., M) of integers: in a group a sum of integers, which has no order, over the
+    groups a chain of fma."""
+    for g in range(a.shape[-2]):
+        d = (a[..., g, :] @ b[..., g, :].swapaxes(-1, -2)).astype(f32)
+        start = fma(d * b_scales[..., None, :, g], a_scales[..., g, None], start)
+    return start
+
+
+def weigh(weights, v):
+    """weights (..., N, T), none negative, @ v (..., T, D) in integers.  Each v has one scale, by which its weight is multiplied;
+    the weights then become integers of 0 .. 255."""
+    (v, scales), T = to_integers(v, size=v.shape[-1]), v.shape[-2]
+    weights, own = to_integers(weights * scales.swapaxes(-1, -2), 255)
+    v = np.concatenate([v[..., 0, :], np.zeros((*v.shape[:-3], -T % 64, v.shape[-1]))], axis=-2).swapaxes(-1, -2)  # (..., D, T)
+    return add_groups(weights, own, v.reshape(*v.shape[:-1], -1, 64), np.ones((*v.shape[:-1], weights.shape[-2]), f32))
 
 
 def lanes(x, fill=0):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .kernels.attention import hold_floats
 from .kernels.decode import ACTIVATIONS, NetworkWeights, step_by_columns, step_by_rows
 from .kernels.matmul import WIDTH, matmul_packed, pack, panels_of
-from .kernels.quantised import Quantised, empty, matmul_quantised, quantise, quantise_heads
+from .kernels.quantised import Quantised, empty, matmul_quantised, quantise
+from .kernels.quantised_attention import HeldIntegers, hold_integers, move_integers
 from .kernels.threads import threads_for
 
 if TYPE_CHECKING:
@@ -26,29 +28,24 @@ class Cache:
     A new token attends to the tokens held when it comes, and to itself; where several come at once, to the tokens held when
     they come, to those of them that precede it, and to itself.  `position` counts all that have ever come, held or dropped:
     there the next one stands.  Keys are held rotated by their positions, and only the distance matters to a query.
-
-        keys    (n_layer, S, Hkv, D, length, padded to whole lanes)
-        values  (n_layer, S, Hkv, length, D)
-        scales  (2, n_layer, S, Hkv, that padded length): of the keys and of the values, where they are integers of 8 bits
+    `kept` holds them: HeldFloats, or HeldIntegers where the model is quantised.
     """
 
     def __init__(self, model: GPT, sequences: int, length: int | None = None):
         c, length = model.config, model.config.block_size if length is None else length
         if not isinstance(length, int) or not 1 <= length <= c.block_size:
             raise ValueError(f"a cache has room for 1 to block_size ({c.block_size}) tokens, but not for {length!r}")
-        D, width = c.head_size, (length + 15) // 16 * 16                        # whole lanes
         self.weights = model.frozen or pack_weights(model)
         self.positions, self.vocab_size = c.block_size, c.vocab_size
-        self.held, self.position, self.sequences, self.length = 0, 0, sequences, length
-        heads, self.quantised = (c.n_layer, sequences, c.kv_heads), model.quantised
-        self.keys = np.zeros((*heads, D, width), np.int8 if self.quantised else np.float32)
-        self.values = np.zeros((*heads, length, D), self.keys.dtype)
-        self.scales = np.zeros((2, *heads, width if self.quantised else 0), np.float32)
+        self.held, self.position, self.length = 0, 0, length
+        self.first, self.sequences = 0, sequences                               # of those that `kept` has
+        hold = hold_integers if model.quantised else hold_floats
+        self.kept = hold(c.n_layer, sequences, c.kv_heads, length, c.head_size)
 
     def of(self, start: int, stop: int) -> "Cache":
         """A view of the sequences [start, stop)."""
         part = copy(self)
-        part.keys, part.values, part.scales = self.keys[:, start:stop], self.values[:, start:stop], self.scales[:, :, start:stop]
+        part.first, part.sequences = self.first + start, min(stop, self.sequences) - start
         return part
 
     def check_room(self, count: int) -> None:
@@ -59,21 +56,6 @@ class Cache:
         if self.held + count > self.length:
             raise ValueError(f"the cache is full: it has room for {self.length} tokens and holds {self.held}, so "
                              f"{count} more do not fit: drop some first")
-
-    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Put k and v (S, T, Hkv, D) behind the tokens held, of one layer.  Returns all keys (S, Hkv, D, width), values
-        (S, Hkv, length, D) and scales (2, S, Hkv, width) of that layer.  They count as held after `advance`."""
-        keys, values, scales = self.keys[layer], self.values[layer], self.scales[:, layer]
-        new = slice(self.held, self.held + k.shape[1])
-        if self.quantised:
-            floats, (k, v) = (k, v), (np.empty(k.shape, np.int8) for _ in range(2))
-            for x, integers, own in zip(floats, (k, v), scales):
-                found = np.empty(x.shape[:3], np.float32)
-                quantise_heads(x.reshape(-1, x.shape[3]), integers.reshape(-1, x.shape[3]), found.reshape(-1))
-                own[:, :, new] = found.transpose(0, 2, 1)
-        keys[:, :, :, new] = k.transpose(0, 2, 3, 1)
-        values[:, :, new] = v.transpose(0, 2, 1, 3)
-        return keys, values, scales
 
     def advance(self, count: int) -> None:
         """Count the tokens whose keys and values all layers have appended."""
@@ -87,10 +69,12 @@ class Cache:
         """
         if not (0 <= count and 0 <= spared and spared + count <= self.held):
             raise ValueError(f"the cache holds {self.held} tokens, so {count} after {spared} cannot be dropped")
-        for keys, values in zip(self.keys, self.values):                        # by layers: NumPy copies what overlaps
-            keys[..., spared:self.held - count] = keys[..., spared + count:self.held]
-            values[:, :, spared:self.held - count] = values[:, :, spared + count:self.held]
-        self.scales[..., spared:self.held - count] = self.scales[..., spared + count:self.held]
+        if isinstance(self.kept, HeldIntegers):
+            move_integers(self.kept, spared + count, self.held, spared)
+        else:
+            for keys, values in zip(*self.kept):                                # by layers: NumPy copies what overlaps
+                keys[..., spared:self.held - count] = keys[..., spared + count:self.held]
+                values[:, :, spared:self.held - count] = values[:, :, spared + count:self.held]
         self.held -= count
 
 
@@ -131,7 +115,7 @@ def decode_step(ids: np.ndarray, cache: Cache) -> np.ndarray:
     logits = np.empty((S, cache.vocab_size), np.float32)
     step, work = (step_by_columns, 4 * S * C * C) if S <= FEW_ROWS and C >= WIDE else (step_by_rows, S * C * C)
     with threads_for(work) as threads:
-        step(ids, cache.weights, cache.keys, cache.values, cache.scales, cache.held, cache.position, threads, logits)
+        step(ids, cache.weights, cache.kept, cache.first, cache.held, cache.position, threads, logits)
     cache.advance(1)
     return logits
 
@@ -183,7 +167,8 @@ def pack_weights(model: GPT, release: bool = False, quantised: bool = False) -> 
     head = model.tokens.weight if config.tied else model.head.weight
     return NetworkWeights(
         tokens, positions, np.float32(config.norm_epsilon), config.norm_order == "first",
-        *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"), *linear("attention.value"),
+        *norm("attention.norm"), *linear("attention.query"), *linear("attention.key"),
+        config.kv_heads * config.head_size, *linear("attention.value"),
         vectors("attention.query_norm.gain"), vectors("attention.key_norm.gain"), *tables,
         np.float32(1) / np.sqrt(np.float32(config.head_size)), *linear("attention.projection"),
         *norm("feed_forward.norm"), *linear("feed_forward.gate"), *linear("feed_forward.expand"),

@@ -39,7 +39,7 @@ class GPT(Layer):
         self._loss = CrossEntropy()
         self.frozen, self.quantised = None, False   # the weights packed, if `freeze` did that
         self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
-        self._trained = tuple(self.parameters().values())
+        self._trained = tuple(self.parameters().values())       # found once: their memory is ordered by it
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
@@ -75,8 +75,6 @@ class GPT(Layer):
         if self.frozen is not None and not self.quantised:
             raise RuntimeError("a frozen model cannot be quantised: quantise a copy of it")
         self.quantised = True
-        for block in self.blocks:
-            block.attention.sublayer.quantised = True
         return self.freeze()
 
     def share_buffers(self, other: "GPT", saved: bool = False) -> None:
@@ -119,6 +117,8 @@ class GPT(Layer):
     def _logits(self, ids, draw, cache=None, out=None):
         B, T = ids.shape
         self._latest["loss of"] = None
+        if self.quantised and cache is None:                # keys and values are rounded as a cache holds them
+            cache = Cache(self, B, T)
         x = self.tokens.forward(ids.reshape(-1).astype(np.int64))               # (N, C)
         if self.positions:
             start = cache.position if cache else 0

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from .config import GPTConfig, OptimizerConfig
-from .exact import (add_rows, exp, f32, fma, integers, keep, log, matmul, maximum, power, rotary_tables, row_dot, row_max,
-                    row_sum, sum_of_squares, uniform, words)
+from .exact import (Quantised, add_rows, exp, f32, fma, integers, keep, log, matmul, maximum, power, rotary_tables, row_dot,
+                    row_max, row_sum, sum_of_squares, uniform, weigh, words)
 
 # --- linear layers and embeddings -----------------------------------------------------------------------------------------
 
@@ -96,16 +96,17 @@ def softmax_parts(x):
     return e, peak, row_sum(e)
 
 
-def attend(q, k, v):
+def attend(q, k, v, quantised=False):
     """softmax(q k^T / sqrt(D), over the row's own and earlier positions) v, for each head.  k and v are (B, Hkv, T, D);
     q (B, H, t, D) stands at the last t of their positions, in training at all of them.  Each head of k and v serves a group of
     G = H / Hkv heads of q [Ainslie et al. 2023]: one after the other, their rows are so many more queries, G * t of them."""
     shape, (B, Hkv, T, D) = q.shape, k.shape
     G, t, scale = shape[1] // Hkv, shape[2], f32(1) / np.sqrt(f32(D))
     q, seen = q.reshape(B, Hkv, G * t, D), np.tile(np.tri(t, T, T - t, dtype=bool), (G, 1))
-    scores = np.where(seen, matmul(q, k.swapaxes(2, 3)) * scale, f32(-np.inf))              # (B, Hkv, G * t, T)
+    scores = matmul(q, Quantised(k) if quantised else k.swapaxes(2, 3))                     # (B, Hkv, G * t, T)
+    scores = np.where(seen, scores * scale, f32(-np.inf))
     e, peak, total = softmax_parts(scores)
-    out = (matmul(e, v) + f32(0)) / total                       # + 0: a zero's sign must not depend on the masked keys
+    out = ((weigh if quantised else matmul)(e, v) + f32(0)) / total     # + 0: a zero's sign must not depend on the masked keys
 
     # out = P v with P = e / total, so dv = P^T dout and dP = dout v^T.  Of the softmax P_j = e^S_j / sum_m e^S_m, in a row,
     #   dP_j/dS_i = P_j * ((i == j) - P_i), hence dS_i = sum_j dP_j * dP_j/dS_i = P_i * (dP_i - sum_j P_j dP_j),
@@ -143,7 +144,7 @@ def attention(x, config, w, g, name, T, start=0, past=None):
         if name in past:
             k, v = (np.concatenate(pair, axis=2) for pair in zip(past[name], (k, v)))
         past[name] = k, v
-    out, attend_back = attend(q, k, v)
+    out, attend_back = attend(q, k, v, isinstance(w[f"{name}.query.weight"], Quantised))
     y, projection_back = linear(out.transpose(0, 2, 1, 3).reshape(x.shape), w, g, f"{name}.projection")
 
     # The lines above from the last to the first.  x went into three projections, so dx is the sum of what they send back.
@@ -275,6 +276,13 @@ def initial_weights(config, seed):
             u = uniform(seed, f"initial {name}", 0, w[name].size).reshape(shape)
             w[name] += f32(1.7320508075688772 * std) * (u + u - f32(1))
     return w
+
+
+def quantise(config, w):
+    """The weights of a network that only predicts, in integers (see exact.py): all matrices, but tables that are only looked up."""
+    tables = ("positions.weight",) if config.tied else ("positions.weight", "tokens.weight")
+    return {name: array if array.ndim == 1 or name in tables else Quantised(array if name == "tokens.weight" else array.T)
+            for name, array in w.items()}
 
 
 def forward(config, w, ids, draw=None, g=None, past=None):

@@ -30,6 +30,8 @@ from .kernels import activations, attention, elementwise, norms, rotary, softmax
 from .kernels.lanes import exp, fma, lane_sum, load, log, splat, sqrt, store
 from .kernels.matmul import matmul
 from .kernels.muon import orthogonalise
+from .kernels.quantised import matmul_quantised, quantise
+from .kernels.quantised_attention import hold_integers
 from .kernels.threads import check_arithmetic, get_num_threads
 from .layers import Draw
 from .model import GPT, GPTConfig
@@ -53,6 +55,7 @@ EXPECTED = {
     "matmul: x W": "d82225ef7933046fd520e1acbe32c7504e56e8875b47a878b09b7eb60079b60f",
     "matmul: dy W^T": "1ff1974d745780fe7afc14da2e7ce5974a776502efe9ea8f1a39b699a19e65f0",
     "matmul: += x^T dy": "b27a9678647cec29fab8c72c46f6b3ea672054e12c011f5f543cb2d1a3b98ca6",
+    "product of integers": "f14bd5d6a1b255f31d07bdfde94e20dd7810e783416ab19ae7cc0dcca3f00dc4",
     "layer norm": "543c74d4c19ff49ec5cff0c938894803bf7c9ae27ff527c70c01adf5c6981842",
     "layer norm, backward": "47357bd35f1a269e4dd498f7be5ef0678f1cc451c00fa600b83ebccd753ba492",
     "RMS norm": "bad16bbd278b40dad562cfaceca8682aa62efe88de24342a19e3ded3825bb5d5",
@@ -63,6 +66,7 @@ EXPECTED = {
     "attention": "b4646a944fbcd2187a18862a4ffc29b1ec51d177a6e2af8e8769e412a48df0ce",
     "attention, backward": "6b79afd86b64c319fb89ddb69e982652e7fd89ced85d8ad64ec6bc0032350322",
     "attention, one more token": "e07ec8ba9ecfc732705b501d90a1ac8d0841d929d783b13ad44159b8a1b8d334",
+    "attention, one more token in integers": "e321eaf0ddd29ebdfb2a098985ec5c062fcf7c09c1bd33e0cf2adfd40158498a",
     "ReLU and backward": "fbcf1ea5cdf9e68e7bc53e129851f40584dafafd706001582ea62308ea6a142b",
     "squared ReLU and backward": "ba85cdf95fa2e386ceccd1fce3f90faae0c8aafd7d941809ff201db0036a3598",
     "GELU and backward": "1905a3ceabb4ea81ac9a374294fdf4c40368343ab6c5b86a9063419b2b7ccc57",
@@ -166,8 +170,10 @@ def kernels():
     yield "sum of squares", sha256(sums.sum_of_squares(numbers("squares", 9999)))
     W, (y, dx) = numbers("W", C, 300), outputs((N, 300), (N, C))    # 300: more than one panel
     yield "matmul: x W", sha256(matmul(odd, W, y))
+    integers = matmul_quantised(odd, quantise(W), np.empty((N, 300), np.float32))
     yield "matmul: dy W^T", sha256(matmul(y, W.T, dx))
     yield "matmul: += x^T dy", sha256(matmul(x.T, numbers("y", N, 300), W, accumulate=True))
+    yield "product of integers", sha256(integers)
 
     y, mean, rstd, dx, dgain, dbias = outputs((N, C), N, N, (N, C), C, C)
     norms.layer_norm_forward(odd, gain, bias, EPSILON, y, mean, rstd)
@@ -197,12 +203,12 @@ def kernels():
     attention.attention_forward(x, k, v, H, T, scale, y, peak, total)
     attention.attention_backward(dy, x, k, v, y, peak, total, H, T, scale, dq, dk, dv)
     yield "attention, backward", sha256(dq, dk, dv)
-    keys, values, no_scales, one = outputs((3, H, C // H, 32), (3, H, T, C // H), (2, 3, H, 0), (3, C))
-    for t in range(T):
-        for pair in range(3 * H):
-            attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), keys, values, no_scales, pair // H, pair % H, t,
-                                 scale, one)
-    yield "attention, one more token", sha256(one)
+    for name, hold in ("", attention.hold_floats), (" in integers", hold_integers):
+        held, one = hold(1, 3, H, T, C // H), np.empty((3, C), np.float32)
+        for t in range(T):
+            for pair in range(3 * H):
+                attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), held, 0, 0, pair // H, pair % H, t, scale, one)
+        yield f"attention, one more token{name}", sha256(one)
 
     for name, forward, backward in (("ReLU", activations.relu_forward, activations.relu_backward),
                                     ("squared ReLU", activations.squared_relu_forward, activations.squared_relu_backward),

@@ -130,7 +130,7 @@ def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logit
 def test_steps_that_share_the_columns_have_the_same_bits(model, ids, logits, tasks, S):
     cache, out = model.new_cache(S), np.empty((T, S, 67), np.float32)
     for t in range(T):
-        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.keys, cache.values, cache.scales, t, t, tasks, out[t])
+        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.kept, 0, t, t, tasks, out[t])
     assert same(np.ascontiguousarray(out.swapaxes(0, 1)), logits[:S])
 
 

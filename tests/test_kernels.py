@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from numba import njit
 
 from minigpt.kernels import activations, elementwise, lanes, matmul as matmul_module, norms, rotary, softmax, sums
-from minigpt.kernels.attention import QUERY_ROWS, attend_one, attention_backward, attention_forward
+from minigpt.kernels.attention import QUERY_ROWS, attend_one, attention_backward, attention_forward, hold_floats
 from minigpt.kernels.lanes import (keep_first, lane_max, lane_sum, load, load_part, maximum, splat, store, store_part,
                                    where_positive)
 from minigpt.kernels.matmul import BROAD, COLUMNS, DEPTH, HEIGHT, LOW, ROWS, WIDTH, matmul, matmul_packed, pack
@@ -619,11 +619,10 @@ def test_attention_to_a_beginning_has_the_bits_of_attention_to_the_whole(T):
 
 def attention_token_by_token(q, k, v, heads, T, scale):
     B, D, out = len(q) // T, q.shape[1] // heads, np.empty_like(q)
-    keys, values = np.zeros((B, heads, D, (T + 15) // 16 * 16), np.float32), np.zeros((B, heads, T, D), np.float32)
-    scales, one = np.zeros((2, B, heads, 0), np.float32), np.empty((B, heads * D), np.float32)
+    held, one = hold_floats(1, B, heads, T, D), np.empty((B, heads * D), np.float32)
     for t in range(T):
         for pair in range(B * heads):
-            attend_one(*(x[t::T].copy() for x in (q, k, v)), keys, values, scales, pair // heads, pair % heads, t, scale, one)
+            attend_one(*(x[t::T].copy() for x in (q, k, v)), held, 0, 0, pair // heads, pair % heads, t, scale, one)
         out[t::T] = one
     return out
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from minigpt import exact, reference
 from minigpt.ensemble import Ensemble
-from minigpt.exact import fma
-from minigpt.kernels.quantised import GROUP, matmul_quantised, quantise, round_heads
+from minigpt.kernels.quantised import matmul_quantised, quantise
 from minigpt.kernels.threads import get_num_threads, set_num_threads
 from minigpt.model import GPT, GPTConfig
 
@@ -15,24 +15,12 @@ CONFIGS = {
     "llama": GPTConfig(vocab_size=300, block_size=40, n_layer=2, n_head=6, n_kv_head=2, n_embd=96, n_hidden=130,
                        activation="swiglu", qk_norm=False, tied=True),
     "wide": GPTConfig(block_size=12, n_layer=1, n_head=5, n_embd=320),          # steps by columns
+    "long": GPTConfig(block_size=150, n_layer=1, n_head=1, n_embd=80, position="learned", norm="layer", bias=True),
 }
 
 
-def integers_of(x):
-    """(integers (..., G, GROUP), scales (..., G)) of the groups along the last axis of x."""
-    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % GROUP), f32)], axis=-1).reshape(*x.shape[:-1], -1, GROUP)
-    largest = np.abs(x).max(axis=-1, keepdims=True)
-    inverse = np.divide(f32(127), largest, out=np.zeros_like(largest), where=largest > f32(2.0 ** -100))
-    return np.rint(np.clip(x * inverse, f32(-127), f32(127))).astype(np.int64), largest[..., 0] / f32(127)
-
-
 def product(x, w):
-    """The definition in kernels/quantised.py, in plain NumPy."""
-    (a, a_scales), (b, b_scales) = integers_of(x), integers_of(np.ascontiguousarray(w.T))
-    out = np.zeros((len(x), w.shape[1]), f32)
-    for g in range(a.shape[1]):
-        out = fma((a[:, g] @ b[:, g].T).astype(f32) * b_scales[:, g], a_scales[:, g, None], out)
-    return out
+    return exact.matmul(x, exact.Quantised(np.ascontiguousarray(w.T)))
 
 
 def numbers(*shape, seed=0):
@@ -54,12 +42,12 @@ def test_no_sum_of_integers_overflows():
 
 def test_a_row_is_the_same_alone_and_on_any_number_of_threads():
     x, matrix = numbers(65, 130), quantise(numbers(130, 200, seed=1))
-    whole = matmul_quantised(x, matrix, np.empty((65, 200), f32))
+    whole, threads = matmul_quantised(x, matrix, np.empty((65, 200), f32)), get_num_threads()
     try:
         set_num_threads(1)
         assert matmul_quantised(x, matrix, np.empty((65, 200), f32)).tobytes() == whole.tobytes()
     finally:
-        set_num_threads(get_num_threads() if get_num_threads() > 1 else 2)
+        set_num_threads(threads)
     assert matmul_quantised(x[7:8].copy(), matrix, np.empty((1, 200), f32)).tobytes() == whole[7].tobytes()
 
 
@@ -71,19 +59,22 @@ def test_what_a_product_would_misread_is_refused():
             matmul_quantised(x, matrix, np.empty(out, f32))
 
 
-def test_numbers_that_are_not_finite_do_no_harm():
-    x = numbers(2, 64)
-    x[0, 1], x[0, 2], x[1, 3] = np.nan, np.inf, -np.inf
+def test_numbers_that_are_not_finite_give_what_the_definition_gives():
+    x = numbers(5, 64)
+    x[0, 1], x[1, 2], x[2, 3], x[3] = np.nan, np.inf, -np.inf, np.nan
     with np.errstate(all="ignore"):
-        assert matmul_quantised(x, quantise(x.T.copy()), np.empty((2, 2), f32)).shape == (2, 2)
+        found, expected = matmul_quantised(x, quantise(x.T.copy()), np.empty((5, 5), f32)), product(x, x.T)
+    assert np.array_equal(found, expected, equal_nan=True) and np.isfinite(found[4, 4]) and np.isnan(found[1, 2])
 
 
-def test_heads_are_rounded_to_multiples_of_their_scale():
-    x = numbers(9, 20)
-    rounded = x.copy()
-    round_heads(rounded)
-    scale = np.abs(x).max(axis=1, keepdims=True) / f32(127)
-    assert np.array_equal(rounded, np.rint(x * (f32(127) / np.abs(x).max(axis=1, keepdims=True))).astype(f32) * scale)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_quantised_model_equals_the_reference_in_every_bit(config):
+    model = GPT(config, seed=3)
+    model.parameters()["blocks.0.attention.query.weight"].data[:] *= 30            # attention to few tokens, and to many
+    weights = {name: parameter.data.copy() for name, parameter in model.parameters().items()}
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, config.block_size))
+    expected, _ = reference.forward(config, reference.quantise(config, weights), ids)
+    assert model.quantise().forward(ids).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -102,17 +93,27 @@ def test_a_quantised_model_predicts_the_same_in_a_window_and_token_by_token(conf
     assert model.forward(ids[1:2]).tobytes() == whole[1].tobytes()
 
 
-def test_a_quantised_cache_slides_as_its_tokens_were_read_anew():
-    model = GPT(CONFIGS["llama"], seed=3).quantise()
-    ids = np.random.default_rng(0).integers(0, 300, (2, 20))
-    together, apart = model.new_cache(2, 24), model.new_cache(2, 24)
+def test_a_quantised_cache_forgets_what_is_dropped():
+    config = GPTConfig(vocab_size=300, block_size=400, n_layer=2, n_head=2, n_kv_head=1, n_embd=80)
+    model, ids = GPT(config, seed=3).quantise(), np.random.default_rng(0).integers(0, 300, (2, 200))
+    weights = {name: parameter.data.copy() for name, parameter in GPT(config, seed=3).parameters().items()}
+    together, apart, past = model.new_cache(2, 210), model.new_cache(2, 210), {}
     model.forward(ids, cache=together)
-    for t in range(20):
+    for t in range(200):
         model.step(ids[:, t], apart)
+    quantised = reference.quantise(config, weights)
+    reference.forward(config, quantised, ids, past=past)
     for cache in together, apart:
-        cache.drop(9, spared=1)
-    assert cache.held == 11
-    assert model.step(ids[:, 0], together).tobytes() == model.forward(ids[:, :1], cache=apart)[:, 0].tobytes()
+        cache.drop(77)
+    reference.drop(past, 77)
+    for _ in range(2):
+        expected, _ = reference.forward(config, quantised, ids[:, :1], past=past)
+        assert model.step(ids[:, 0], together).tobytes() == expected.tobytes()
+        assert model.forward(ids[:, :1], cache=apart).tobytes() == expected.tobytes()
+    together.drop(11, spared=3)
+    apart.drop(11, spared=3)
+    assert model.step(ids[:, 0], together).tobytes() == model.forward(ids[:, :1], cache=apart).tobytes()
+    assert together.held == 115
 
 
 def test_an_ensemble_is_quantised_member_by_member():

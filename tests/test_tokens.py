@@ -219,7 +219,7 @@ def test_the_first_token_is_spared():
     gpt, ids = random_model().model, np.random.default_rng(2).integers(0, V, (1, 28))
     logits, cache = logits_of(gpt, ids, 7), gpt.new_cache(1, 24)
     gpt.forward(ids[:, :21], cache=cache)
-    cache.drop(4, spared=1)                                         # 21 + 7 - 24
+    cache.drop(10, spared=1)                                        # 21 + 7 - 3/4 of 24
     assert np.array_equal(logits[:, 21:], gpt.forward(ids[:, 21:], cache=cache))
 
 
@@ -349,7 +349,7 @@ def test_blocks_and_a_primer_are_learned_on_both_sides():
 def test_the_online_code_is_golden_and_does_not_depend_on_how_much_is_computed_at_once(monkeypatch):
     data = LICENSE[:600] + CASES["noise"]
     code = encode_block(online(len(data)), data)
-    assert hashlib.sha256(code).hexdigest() == "4b5922e0ee1db13ae1ee84350724c650a91d317cdaef4266e639f415473d41f3"
+    assert hashlib.sha256(code).hexdigest() == "2ddaf44ab1690b274857d8f5c084f713f591d4e6bd48e39cd6d2bde60223e0f9"
     monkeypatch.setattr(tokens, "rows_at_once", lambda S: 3)
     assert encode_block(online(len(data)), data) == code
 

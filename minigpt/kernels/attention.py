@@ -9,18 +9,20 @@ In grouped-query attention [Ainslie et al. 2023] the keys and values have fewer 
 group of G = H / Hkv consecutive heads.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, types
+from numba.extending import overload
 
 from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store, store_part
 from .linking import linked
 from .matmul import MATRIX, WIDTH, pack_columns, panels_of, product, product_packed
-from .quantised import keys_of, put, values_of
+from .quantised_attention import HeldIntegers, attend_quantised, put_integers
 from .softmax import softmax_row
 from .threads import parallel_for
 
 QUERY_ROWS = 24       # a multiple of the tile heights, 8 and 6
-KEYS = 256            # keys and values in a part that attend_one reads: those of 8 bits are converted part by part
 ROW = types.Array(types.float32, 1, "C")
 
 
@@ -95,25 +97,6 @@ def attention_forward(q, k, v, heads, T, scale, out, peak, total):
     parallel_for(len(q) // T * heads, _attend_head, q, k, v, heads, T, scale, out, peak, total)
 
 
-@njit
-def _attend_cached(pair, q, keys, values, scales, heads, count, T, scale, out):
-    s, h, D, group = pair // heads, pair % heads, keys.shape[2], heads // keys.shape[1]
-    g = h // group
-    k, v = keys_of(keys, scales, s, g, 0, count).T, values_of(values, scales, s, g, 0, count)       # (count, D)
-    unused = np.empty((2, T), np.float32)
-    _attend(_head(q, s, h, T, D), k, v, scale, _head(out, s, h, T, D), unused[0], unused[1])
-
-
-@njit(cache=True)
-def attention_continued(q, keys, values, scales, count, T, scale, out):
-    """As `attention_forward`, of T new tokens of each sequence, whose keys and values are the last of `count` in a cache.
-
-    q, out (B * T, H * D); keys (B, Hkv, D, length padded to whole lanes), values (B, Hkv, length, D) and scales: see Cache.
-    """
-    heads = q.shape[1] // keys.shape[2]
-    parallel_for(len(keys) * heads, _attend_cached, q, keys, values, scales, heads, count, T, scale, out)
-
-
 # With P = softmax(S), S = scale * q k^T and out = P v:
 #   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
 # and rowsum(P * dP) = rowsum(dout * out), which needs no P.  The heads of a group share k and v, so dk and dv add up what each
@@ -163,34 +146,101 @@ def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk,
     parallel_for(pairs, _attend_group_backward, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv)
 
 
-@njit(cache=True)
-def attend_one(q, k, v, keys, values, scales, s, g, held, scale, out):
-    """Attention for one more token of sequence s, in the heads that share head g of the keys: a row of `attention_forward`, bit
-    for bit.
+# --- with a cache of the keys and values before ------------------------------------------------------------------------
 
-    q, out (S, H * D); k, v (S, Hkv * D).  keys (S, Hkv, D, length padded to whole lanes), values (S, Hkv, length, D) and their
-    scales (see Cache) hold `held` tokens before this one, and receive its own.
-    """
-    _, Hkv, D, width = keys.shape
-    put(keys, values, scales, s, g, held, k[s, g * D:(g + 1) * D], v[s, g * D:(g + 1) * D])
-    count, whole = held + 1, min((held // WIDTH + 1) * WIDTH, width)                # whole tiles are faster
-    group = q.shape[1] // (Hkv * D)
-    queries, outputs = _group(q, s, g, group, D), _group(out, s, g, group, D)
-    weights = np.empty((group, width), np.float32)
-    for start in range(0, whole, KEYS):
-        stop = min(start + KEYS, whole)
-        product(queries, keys_of(keys, scales, s, g, start, stop), weights[:, start:stop], False)
-    totals = np.empty(group, np.float32)
-    for r in range(group):
-        _, totals[r] = softmax_row(weights, r * width, count, count, scale)
-    for start in range(0, count, KEYS):
-        stop = min(start + KEYS, count)
-        product(weights[:, start:stop], values_of(values, scales, s, g, start, stop), outputs, start > 0)
-    for r in range(group):
-        _divide_row(outputs, r, totals[r])
+class HeldFloats(NamedTuple):
+    """The keys and values that a cache holds; those of a quantised model are HeldIntegers."""
+    keys: np.ndarray            # (n_layer, S, Hkv, D, length padded to whole lanes) float32
+    values: np.ndarray          # (n_layer, S, Hkv, length, D) float32
+
+
+def hold_floats(n_layer: int, S: int, heads: int, length: int, D: int) -> HeldFloats:
+    """Room for `length` keys and values of D channels, in each layer, sequence and head."""
+    return HeldFloats(np.zeros((n_layer, S, heads, D, (length + LANES - 1) // LANES * LANES), np.float32),
+                      np.zeros((n_layer, S, heads, length, D), np.float32))
+
+
+def put(held, n, s, g, place, k, v):
+    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n."""
+
+
+def attend_rows(q, held, n, s, g, count, more, scale, out):
+    """out (N, D) of queries q (N, D), of which the first attends to `count` places of that head, each next to `more` more."""
+
+
+@overload(put)
+def _put(held, n, s, g, place, k, v):
+    def floats(held, n, s, g, place, k, v):
+        for d in range(len(k)):
+            held.keys[n, s, g, d, place] = k[d]
+            held.values[n, s, g, place, d] = v[d]
+    return put_integers.py_func if held.instance_class is HeldIntegers else floats
+
+
+@overload(attend_rows)
+def _attend_rows(q, held, n, s, g, count, more, scale, out):
+    def floats(q, held, n, s, g, count, more, scale, out):
+        keys, values, seen = held.keys[n, s, g], held.values[n, s, g], count + (len(q) - 1) * more
+        if more:
+            unused = np.empty((2, len(q)), np.float32)
+            _attend(q, keys[:, :seen].T, values[:seen], scale, out, unused[0], unused[1])
+        else:
+            _attend_few(q, keys, values, count, scale, out)
+    return attend_quantised.py_func if held.instance_class is HeldIntegers else floats
 
 
 @njit
-def _group(x, s, g, group, D):
-    """The heads (G, D) of group g in row s of x (S, H * D)."""
-    return x[s, g * group * D:(g + 1) * group * D].reshape(group, D)
+def _attend_few(q, keys, values, count, scale, out):
+    """As `_attend`, of few queries, which attend to the first `count` of keys (D, length) and values (length, D)."""
+    width = keys.shape[1]
+    whole = min(_whole_panels(count), width)                                        # whole tiles are faster
+    weights, totals = np.empty((len(q), width), np.float32), np.empty(len(q), np.float32)
+    product(q, keys[:, :whole], weights[:, :whole], False)
+    for r in range(len(q)):
+        _, totals[r] = softmax_row(weights, r * width, count, count, scale)
+    product(weights[:, :count], values[:count], out, False)
+    for r in range(len(q)):
+        _divide_row(out, r, totals[r])
+
+
+@njit(cache=True)
+def attend_one(q, k, v, held, n, first, row, g, place, scale, out):
+    """Attention for one more token, in the heads that share head g of the keys: a row of `attention_forward`, bit for bit.
+
+    q, out (S, H * D); k, v (S, Hkv * D), of which it takes a row.  In layer n the cache holds `place` tokens before this one,
+    and receives its own; its sequence number `first` is the one of row 0.
+    """
+    D, group, s = k.shape[1] // held.keys.shape[2], q.shape[1] // k.shape[1], first + row
+    put(held, n, s, g, place, k[row, g * D:(g + 1) * D], v[row, g * D:(g + 1) * D])
+    attend_rows(_group(q, row, g, group, D), held, n, s, g, place + 1, 0, scale, _group(out, row, g, group, D))
+
+
+@njit
+def _group(x, row, g, group, D):
+    """The heads (G, D) of group g in a row of x (S, H * D)."""
+    return x[row, g * group * D:(g + 1) * group * D].reshape(group, D)
+
+
+@njit
+def _put_head(pair, k, v, held, n, first, place, T):
+    s, g, D = pair // held.keys.shape[2], pair % held.keys.shape[2], k.shape[1] // held.keys.shape[2]
+    for t in range(T):
+        put(held, n, first + s, g, place + t, k[s * T + t, g * D:(g + 1) * D], v[s * T + t, g * D:(g + 1) * D])
+
+
+@njit
+def _attend_held(pair, q, held, n, first, heads, place, T, scale, out):
+    s, h, D, group = pair // heads, pair % heads, q.shape[1] // heads, heads // held.keys.shape[2]
+    attend_rows(_head(q, s, h, T, D), held, n, first + s, h // group, place + 1, 1, scale, _head(out, s, h, T, D))
+
+
+@njit(cache=True)
+def attention_continued(q, k, v, heads, held, n, first, place, T, scale, out):
+    """As `attention_forward`, of T new tokens of each sequence: in layer n the cache holds `place` tokens before them, to which
+    they attend as well, and receives theirs.  Its sequence number `first` is the first of these.
+
+    q, out (S * T, H * D), with H = heads; k, v (S * T, Hkv * D).
+    """
+    S = len(q) // T
+    parallel_for(S * held.keys.shape[2], _put_head, k, v, held, n, first, place, T)
+    parallel_for(S * heads, _attend_held, q, held, n, first, heads, place, T, scale, out)

@@ -14,14 +14,15 @@ Every output is computed by the same functions as in the kernels for whole windo
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 from .activations import gelu, relu, squared_relu, swiglu
 from .attention import attend_one
-from .lanes import LANES, ZERO, load_part, store_part
-from .matmul import BROAD
+from .lanes import LANES, ZERO, load_part, named, store_part
+from .matmul import BROAD, WIDTH, product_packed
 from .norms import layer_norm_row, rms_norm_row
-from .quantised import element, multiply, prepare
+from .quantised import GROUP, STEP, new_rows, product_quantised, quantise_row
 from .rotary import rotate_row
 from .threads import parallel_for
 
@@ -44,8 +45,9 @@ class NetworkWeights(NamedTuple):
     attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, so also in the other norms
     query: np.ndarray                           # n_layer times packed (C, C)
     query_bias: np.ndarray                      # (n_layer, C)
-    key: np.ndarray                             # n_layer times packed (C, Hkv * D)
+    key: np.ndarray                             # n_layer times packed (C, kv_width)
     key_bias: np.ndarray
+    kv_width: int                               # Hkv * D
     value: np.ndarray
     value_bias: np.ndarray
     query_norm: np.ndarray                      # (n_layer, D): gains of an RMSNorm
@@ -71,14 +73,61 @@ class NetworkWeights(NamedTuple):
     head_bias: np.ndarray                       # (1, V)
 
 
+# --- matrices of floats, or of integers ---------------------------------------------------------------------------------
+
+def prepare(x, matrix):
+    """What `multiply` takes of x (S, K) for this matrix, in panels of floats or Quantised."""
+
+
+def multiply(x, matrix, n, i, rows, j, columns, y):
+    """y[i:rows, j:columns] = those rows of what `prepare` returned @ those columns of number n of the matrices."""
+
+
+def element(matrices, k, j):
+    """Element (k, j) of the first of the matrices, as a float."""
+
+
+@overload(prepare)
+def _prepare(x, matrix):
+    def integers(x, matrix):
+        items, scales = new_rows(x.shape[0], x.shape[1])
+        for row in range(len(x)):
+            quantise_row(x, row, items, scales)
+        return items, scales
+    return integers if isinstance(matrix, types.BaseTuple) else named(lambda x, matrix: x, "prepare_floats")
+
+
+@overload(multiply)
+def _multiply(x, matrix, n, i, rows, j, columns, y):
+    def integers(x, matrix, n, i, rows, j, columns, y):
+        p = j // WIDTH
+        product_quantised(x[0][i:rows], x[1][i:rows], matrix.integers[n, p:], matrix.scales[n, p:], matrix.starts[n, p:],
+                          y[i:rows, j:columns])
+
+    def floats(x, matrix, n, i, rows, j, columns, y):
+        product_packed(x[i:rows, :], matrix[n, j // WIDTH:, :, :], y[i:rows, j:columns], False)
+    return integers if isinstance(matrix, types.BaseTuple) else floats
+
+
+@overload(element)
+def _element(matrices, k, j):
+    def integers(matrices, k, j):
+        p, c, g = j // WIDTH, j % WIDTH, k // GROUP
+        return np.float32(matrices.integers[0, p, g, k % GROUP // STEP, c, k % STEP]) * matrices.scales[0, p, g, c]
+    return integers if isinstance(matrices, types.BaseTuple) else named(
+        lambda matrices, k, j: matrices[0, j // WIDTH, k, j % WIDTH], "element_of_floats")
+
+
+# --- a step ---------------------------------------------------------------------------------------------------------------
+
 @njit(cache=True)
-def step_by_columns(ids, weights, keys, values, scales, held, position, threads, logits):
+def step_by_columns(ids, weights, held, first, place, position, threads, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
-    weights is a NetworkWeights.  keys, values and scales are the cache's: they hold the `held` tokens before, and receive this
-    one's.
+    weights is a NetworkWeights; held is the cache's, whose sequences these are from number `first` on.  It holds `place` tokens
+    before these, and receives their keys and values.
     """
-    (_, S, Hkv, D, _), w = keys.shape, weights
+    S, Hkv, w = len(ids), held.keys.shape[2], weights
     query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
     projection, contract = (w.projection, w.projection_bias), (w.contract, w.contract_bias)
     gate, expand = (w.gate, w.gate_bias), (w.expand, w.expand_bias)
@@ -91,14 +140,14 @@ def step_by_columns(ids, weights, keys, values, scales, held, position, threads,
     x = np.empty((S, w.attention_norm.shape[1]), np.float32)
     _embed(ids, position, w.tokens, w.positions, head, x)
     q, attended, y = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    k, v = np.empty((S, Hkv * D), np.float32), np.empty((S, Hkv * D), np.float32)
+    k, v = np.empty((S, w.kv_width), np.float32), np.empty((S, w.kv_width), np.float32)
     hidden = np.empty((S, w.hidden), np.float32)
     gates = np.empty_like(hidden) if activation == SWIGLU else hidden[:0]
-    for n in range(len(keys)):
+    for n in range(len(held.keys)):
         normed = _norm(x, attention_norm, n, epsilon) if norm_first else x
         parallel_for(threads, _linear_3, prepare(normed, w.query), query, key, value, n, threads, q, k, v)
-        parallel_for(S * Hkv, _attend, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, scales, held,
-                     position, scale, attended)
+        parallel_for(S * Hkv, _attend, q, k, v, Hkv, query_norm, key_norm, rotary, n, epsilon, held, first, place, position, scale,
+                     attended)
         parallel_for(threads, _linear, prepare(attended, w.projection), projection, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
@@ -114,16 +163,16 @@ def step_by_columns(ids, weights, keys, values, scales, held, position, threads,
 
 
 @njit(cache=True)
-def step_by_rows(ids, weights, keys, values, scales, held, position, threads, logits):
+def step_by_rows(ids, weights, held, first, place, position, threads, logits):
     """As `step_by_columns`, which is then left to one thread for each share of the rows."""
-    parallel_for(threads, _step_of_rows, ids, weights, keys, values, scales, held, position, threads, logits)
+    parallel_for(threads, _step_of_rows, ids, weights, held, first, place, position, threads, logits)
 
 
 @njit
-def _step_of_rows(task, ids, weights, keys, values, scales, held, position, threads, logits):
+def _step_of_rows(task, ids, weights, held, first, place, position, threads, logits):
     i, j = task * len(ids) // threads, (task + 1) * len(ids) // threads
     if i < j:
-        step_by_columns(ids[i:j], weights, keys[:, i:j], values[:, i:j], scales[:, :, i:j], held, position, 1, logits[i:j])
+        step_by_columns(ids[i:j], weights, held, first + i, place, position, 1, logits[i:j])
 
 
 @njit
@@ -188,12 +237,12 @@ def _linear_3(task, x, query, key, value, n, threads, q, k, v):
 
 
 @njit
-def _attend(pair, q, k, v, Hkv, D, query_norm, key_norm, rotary, n, epsilon, keys, values, scales, held, position, scale,
-            attended):
+def _attend(pair, q, k, v, Hkv, query_norm, key_norm, rotary, n, epsilon, held, first, place, position, scale, attended):
     """Attention for the query heads of one row that share a key and value head; pair = row * Hkv + that head."""
+    D = k.shape[1] // Hkv
     _norm_and_rotate(q, pair, Hkv, D, query_norm, rotary, position, n, epsilon)
     _norm_and_rotate(k, pair, Hkv, D, key_norm, rotary, position, n, epsilon)
-    attend_one(q, k, v, keys[n], values[n], scales[:, n], pair // Hkv, pair % Hkv, held, scale, attended)
+    attend_one(q, k, v, held, n, first, pair // Hkv, pair % Hkv, place, scale, attended)
 
 
 @njit

@@ -154,7 +154,10 @@ def store_part(array, index, count, x):
 
 fma = _operation(fused, 3)                                                  # x * y + z, rounded once
 sqrt = _operation(lambda builder, x: _call(builder, "llvm.sqrt.v16f32", [x]), 1)
+absolute = _operation(lambda builder, x: _call(builder, "llvm.fabs.v16f32", [x]), 1)
+rint = _operation(lambda builder, x: _call(builder, "llvm.rint.v16f32", [x]), 1)                        # ties to even
 maximum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y), 2)  # y if unordered
+minimum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), x, y), 2)  # y if unordered
 
 
 def named(function, name):

@@ -24,15 +24,16 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from .lanes import LANES, ZERO, broadcast, float32x16, fused, lane_max, load, load_part, maximum, named, pointer, splat, store
+from .lanes import (LANES, ZERO, absolute, broadcast, float32x16, fused, lane_max, load, load_part, maximum, minimum, named, pointer,
+                    rint, splat)
 from .linking import linked
-from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, features, panels_of, part_of, product_packed
+from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, features, panels_of, part_of
 from .threads import get_num_threads, parallel_for
 
 GROUP = 64                          # values that share a scale
-LARGEST = np.float32(127)
+LARGEST, LARGEST_WEIGHT = np.float32(127), np.float32(255)
 SMALLEST = np.float32(2.0 ** -100)    # of a group's largest value: below, where 127 / it could overflow, all are rounded to 0
 _UNSIGNED = "+avx512vnni" in features
 STEP, ITEM = (4, 1) if _UNSIGNED else (2, 2)        # values of a in 4 bytes, and the bytes of one
@@ -141,15 +142,16 @@ _tile, _low_tile, _row_tile = _make_tile(ROWS, WIDTH), _make_tile(LOW, BROAD), _
 # --- from floats to integers --------------------------------------------------------------------------------------------------
 
 @njit
-def _rounded(x, inverse):
+def rounded(x, inverse):
     """x * inverse, rounded to an integer of -127 .. 127 (ties to even); -127 for NaN."""
     x *= inverse
     return np.rint(min(x, LARGEST) if x > -LARGEST else -LARGEST)
 
 
 @njit(error_model="numpy")
-def _inverse(largest):
-    return LARGEST / largest if largest > SMALLEST else ZERO
+def inverse_of(largest, most):
+    """The factor that makes integers of up to `most` of values of up to `largest`."""
+    return most / largest if largest > SMALLEST else ZERO
 
 
 @njit
@@ -161,9 +163,9 @@ def _quantise_panel(p, b, integers, scales, starts):
             first, last, largest, total = g * GROUP, min((g + 1) * GROUP, K) if j < M else 0, ZERO, 0
             for k in range(first, last):
                 largest = max(largest, abs(b[k, j]))
-            inverse = _inverse(largest)
+            inverse = inverse_of(largest, LARGEST)
             for k in range(first, first + GROUP):
-                value = np.int8(_rounded(b[k, j], inverse)) if k < last else np.int8(0)
+                value = np.int8(rounded(b[k, j], inverse)) if k < last else np.int8(0)
                 integers[p, g, (k - first) // STEP, c, k % STEP] = value
                 total += value
             scales[p, g, c], starts[p, g, c] = largest / LARGEST, -OFFSET * total
@@ -174,47 +176,60 @@ def _quantise_columns(b, integers, scales, starts):
     parallel_for(len(integers), _quantise_panel, b, integers, scales, starts)
 
 
-@intrinsic
-def _absolute(typing, x):
-    """|x|, lane by lane."""
-    def generate(context, builder, sig, args):
-        function = ir.FunctionType(_FLOATS, [_FLOATS])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.fabs.v16f32"), args)
-    return float32x16(float32x16), generate
+def _make_store(offset):
+    @intrinsic
+    def store_integers(typing, items, index, x):
+        """Store 16 lanes of whole numbers, + offset, as 16 values of a, beginning with number `index` of `items`."""
+        def generate(context, builder, sig, args):
+            items, index, x = args
+            integers = builder.add(builder.fptosi(x, _INTS), ir.Constant(_INTS, [offset] * LANES))
+            stored = ir.VectorType(ir.IntType(8 * ITEM), LANES)
+            place = pointer(context, builder, sig.args[0], items, builder.mul(index, index.type(ITEM)))
+            builder.store(builder.trunc(integers, stored), builder.bitcast(place, ir.PointerType(stored))).align = 1
+            return context.get_dummy_value()
+        return types.void(items, _intp, float32x16), generate
+    return store_integers
 
 
-@intrinsic
-def _store_rounded(typing, items, index, x, inverse):
-    """Store `_rounded(x, inverse)` of 16 lanes as 16 values of a, beginning with number `index` of `items`."""
-    def generate(context, builder, sig, args):
-        items, index, x, inverse = args
-        most, least = (ir.Constant(_FLOATS, [sign * float(LARGEST)] * LANES) for sign in (1, -1))
-        x = builder.fmul(x, inverse)
-        x = builder.select(builder.fcmp_ordered(">", x, least), x, least)
-        x = builder.select(builder.fcmp_ordered("<", x, most), x, most)
-        function = ir.FunctionType(_FLOATS, [_FLOATS])
-        x = builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.rint.v16f32"), [x])
-        integers = builder.add(builder.fptosi(x, _INTS), ir.Constant(_INTS, [OFFSET] * LANES))
-        stored = ir.VectorType(ir.IntType(8 * ITEM), LANES)
-        place = pointer(context, builder, sig.args[0], items, builder.mul(index, index.type(ITEM)))
-        builder.store(builder.trunc(integers, stored), builder.bitcast(place, ir.PointerType(stored))).align = 1
-        return context.get_dummy_value()
-    return types.void(items, _intp, float32x16, float32x16), generate
+_store, _store_unsigned = _make_store(OFFSET), _make_store(0)
+
+
+@njit
+def _bounded(x, least, most):
+    """x, but at least `least` (also where it is NaN) and at most `most`."""
+    return minimum(maximum(x, splat(least)), splat(most))
 
 
 @njit
 def quantise_row(x, row, items, scales):
-    """Quantise x[row] of a contiguous x (N, K) to items[row] and scales[row]; see `new_rows`."""
-    K, G = x.shape[1], scales.shape[1]
+    """Quantise x[row] of x (N, K), whose rows are contiguous, to items[row] and scales[row]; see `new_rows`."""
+    at, K, G = row * (x.strides[0] // FLOAT), x.shape[1], scales.shape[1]
     for g in range(G):
         peaks = splat(ZERO)
         for k in range(g * GROUP, (g + 1) * GROUP, LANES):
-            peaks = maximum(_absolute(load_part(x, row * K + k, K - k, ZERO)), peaks)
+            peaks = maximum(absolute(load_part(x, at + k, K - k, ZERO)), peaks)
         largest = lane_max(peaks)
-        inverse = splat(_inverse(largest))
+        inverse = splat(inverse_of(largest, LARGEST))
         for k in range(g * GROUP, (g + 1) * GROUP, LANES):
-            _store_rounded(items, row * G * GROUP + k, load_part(x, row * K + k, K - k, ZERO), inverse)
+            scaled = load_part(x, at + k, K - k, ZERO) * inverse
+            _store(items, row * G * GROUP + k, rint(_bounded(scaled, -LARGEST, LARGEST)))
         scales[row, g] = largest / LARGEST
+
+
+@njit
+def quantise_weights(x, row, items, scales, groups):
+    """As `quantise_row`, of x (N, G * GROUP) >= 0, but to integers of 0 .. 255, and of the first `groups` groups only.  Sums of
+    products with these start from 0."""
+    width = scales.shape[1] * GROUP
+    for g in range(groups):
+        peaks = splat(ZERO)
+        for k in range(g * GROUP, (g + 1) * GROUP, LANES):
+            peaks = maximum(load(x, row * width + k), peaks)
+        largest = lane_max(peaks)
+        inverse = splat(inverse_of(largest, LARGEST_WEIGHT))
+        for k in range(g * GROUP, (g + 1) * GROUP, LANES):
+            _store_unsigned(items, row * width + k, rint(_bounded(load(x, row * width + k) * inverse, ZERO, LARGEST_WEIGHT)))
+        scales[row, g] = largest / LARGEST_WEIGHT
 
 
 @njit
@@ -289,160 +304,6 @@ def _matmul(x, integers, scales, starts, out, threads):
     width = panels_of(width) * WIDTH
     parts = (N + height - 1) // height * ((M + width - 1) // width)
     parallel_for(parts, _multiply_part, items, a_scales, integers, scales, starts, out, height, width)
-
-
-# --- what a decode step does alike with floats and with integers ----------------------------------------------------------------
-
-def prepare(x, matrix):
-    """What `multiply` takes of x (S, K) for this matrix, in panels of floats or Quantised."""
-
-
-def multiply(x, matrix, n, i, rows, j, columns, y):
-    """y[i:rows, j:columns] = those rows of what `prepare` returned @ those columns of number n of the matrices."""
-
-
-def element(matrices, k, j):
-    """Element (k, j) of the first of the matrices, as a float."""
-
-
-@overload(prepare)
-def _prepare(x, matrix):
-    def integers(x, matrix):
-        items, scales = new_rows(x.shape[0], x.shape[1])
-        for row in range(len(x)):
-            quantise_row(x, row, items, scales)
-        return items, scales
-    return integers if isinstance(matrix, types.BaseTuple) else named(lambda x, matrix: x, "prepare_floats")
-
-
-@overload(multiply)
-def _multiply(x, matrix, n, i, rows, j, columns, y):
-    def integers(x, matrix, n, i, rows, j, columns, y):
-        p = j // WIDTH
-        product_quantised(x[0][i:rows], x[1][i:rows], matrix.integers[n, p:], matrix.scales[n, p:], matrix.starts[n, p:],
-                          y[i:rows, j:columns])
-
-    def floats(x, matrix, n, i, rows, j, columns, y):
-        product_packed(x[i:rows, :], matrix[n, j // WIDTH:, :, :], y[i:rows, j:columns], False)
-    return integers if isinstance(matrix, types.BaseTuple) else floats
-
-
-@overload(element)
-def _element(matrices, k, j):
-    def integers(matrices, k, j):
-        p, c, g = j // WIDTH, j % WIDTH, k // GROUP
-        return np.float32(matrices.integers[0, p, g, k % GROUP // STEP, c, k % STEP]) * matrices.scales[0, p, g, c]
-    return integers if isinstance(matrices, types.BaseTuple) else named(
-        lambda matrices, k, j: matrices[0, j // WIDTH, k, j % WIDTH], "element_of_floats")
-
-
-# --- keys and values in a cache, as floats or as integers -------------------------------------------------------------------------
-
-@njit(error_model="numpy")
-def _quantise_head(x, integers):
-    """Write the integers of x (D,), which is one group; returns its scale."""
-    largest = ZERO
-    for d in range(len(x)):
-        largest = max(largest, abs(x[d]))
-    inverse = _inverse(largest)
-    for d in range(len(x)):
-        integers[d] = np.int8(_rounded(x[d], inverse))
-    return largest / LARGEST
-
-
-@njit
-def _round_head(row, x):
-    integers = np.empty(x.shape[1], np.int8)
-    scale = _quantise_head(x[row], integers)
-    for d in range(len(integers)):
-        x[row, d] = np.float32(integers[d]) * scale
-
-
-@njit(cache=True)
-def round_heads(x):
-    """Round each row of x (N, D) to integers times a scale, as a cache of 8 bits would hold it."""
-    parallel_for(len(x), _round_head, x)
-
-
-@njit
-def _quantise_heads_row(row, x, integers, scales):
-    scales[row] = _quantise_head(x[row], integers[row])
-
-
-@njit(cache=True)
-def quantise_heads(x, integers, scales):
-    """The integers (N, D) and the scales (N,) of each row of x (N, D)."""
-    parallel_for(len(x), _quantise_heads_row, x, integers, scales)
-
-
-@intrinsic
-def _load_integers(typing, array, index):
-    """Elements index .. index + 15 of an int8 array, counted flat, as floats."""
-    def generate(context, builder, sig, args):
-        place = builder.bitcast(pointer(context, builder, sig.args[0], *args), ir.PointerType(ir.VectorType(_I8, LANES)))
-        value = builder.load(place)
-        value.align = 1
-        return builder.sitofp(value, _FLOATS)
-    return float32x16(array, _intp), generate
-
-
-def put(keys, values, scales, s, g, place, k, v):
-    """Write k and v (D,) to that place of head g of sequence s; for the arrays see Cache."""
-
-
-def keys_of(keys, scales, s, g, start, stop):
-    """The keys (D, stop - start) from `start` on, as floats."""
-
-
-def values_of(values, scales, s, g, start, stop):
-    """The values (stop - start, D) from `start` on, as floats."""
-
-
-@overload(put)
-def _put(keys, values, scales, s, g, place, k, v):
-    def floats(keys, values, scales, s, g, place, k, v):
-        for d in range(len(k)):
-            keys[s, g, d, place] = k[d]
-            values[s, g, place, d] = v[d]
-
-    def integers(keys, values, scales, s, g, place, k, v):
-        scales[0, s, g, place] = _quantise_head(k, keys[s, g, :, place])
-        scales[1, s, g, place] = _quantise_head(v, values[s, g, place])
-    return integers if keys.dtype == types.int8 else floats
-
-
-@overload(keys_of)
-def _keys_of(keys, scales, s, g, start, stop):
-    def floats(keys, scales, s, g, start, stop):
-        return keys[s, g, :, start:stop]
-
-    def integers(keys, scales, s, g, start, stop):
-        part, scale, count = keys[s, g], scales[0, s, g], stop - start                  # (D, width), whose rows are whole lanes
-        width = (count + 2 * LANES - 1) // LANES * LANES        # not 256: rows so far apart share lines of the cache
-        out = np.empty((len(part), width), np.float32)
-        for d in range(len(out)):
-            for j in range(0, count, LANES):
-                store(out, d * width + j, _load_integers(part, d * part.shape[1] + start + j) * load(scale, start + j))
-        return out[:, :count]
-    return integers if keys.dtype == types.int8 else floats
-
-
-@overload(values_of)
-def _values_of(values, scales, s, g, start, stop):
-    def floats(values, scales, s, g, start, stop):
-        return values[s, g, start:stop]
-
-    def integers(values, scales, s, g, start, stop):
-        part, scale = values[s, g, start:stop], scales[1, s, g, start:stop]
-        D, out = part.shape[1], np.empty(part.shape, np.float32)
-        whole = D // LANES * LANES
-        for j in range(len(out)):
-            for d in range(0, whole, LANES):
-                store(out, j * D + d, _load_integers(part, j * D + d) * splat(scale[j]))
-            for d in range(whole, D):
-                out[j, d] = np.float32(part[j, d]) * scale[j]
-        return out
-    return integers if values.dtype == types.int8 else floats
 
 
 def quantise(b: np.ndarray, into: Quantised | None = None) -> Quantised:

@@ -1,0 +1,127 @@
+"""Attention over keys and values of 8 bits, in products of integers (see quantised.py), for models that only predict.
+
+A key is quantised as a row of such a product is, in groups of GROUP channels; a value has one scale for all its channels.  Then
+
+    scores = q keys             queries are quantised alike: a product as any other
+    p_j = e^(scale * score_j - peak),    total = sum of p_j, in floats
+    out = (w values) / total    with w_j = p_j * scale of value j, quantised to integers of 0 .. 255 in groups of GROUP places
+
+and the last product is a chain over groups of places in the cache, each a sum of integers.  A place after the query's own has
+the weight 0, and a group that has only such places has the scale 0.  Therefore a row has the same bits in any block, as with floats
+(attention.py).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, types
+
+from .lanes import LANES, ZERO, load, load_part, splat, store, store_part
+from .linking import linked
+from .matmul import FLOAT, MATRIX, WIDTH, panels_of
+from .quantised import (GROUP, ITEMS, LARGEST, OFFSET, PANELS, SCALES, STEP, STEPS, inverse_of, new_rows, product_quantised,
+                        quantise_row, quantise_weights, rounded)
+from .softmax import softmax_row
+from .threads import parallel_for
+
+QUERY_ROWS = 24       # as in attention.py
+
+
+class HeldIntegers(NamedTuple):
+    """The keys and values that a cache holds, as matrices in panels (see Quantised) for each layer, sequence and head: those of
+    the keys (D, length) and of the values (length, D)."""
+    keys: np.ndarray            # (n_layer, S, Hkv, P, G, STEPS, WIDTH, STEP) int8
+    key_scales: np.ndarray      # (n_layer, S, Hkv, P, G, WIDTH) float32
+    key_starts: np.ndarray      # (n_layer, S, Hkv, P, G, WIDTH) int32
+    values: np.ndarray          # (n_layer, S, Hkv, P', G', STEPS, WIDTH, STEP) int8
+    value_scales: np.ndarray    # (n_layer, S, Hkv, length padded to whole groups) float32
+
+
+def hold_integers(n_layer: int, S: int, heads: int, length: int, D: int) -> HeldIntegers:
+    """Room for `length` keys and values of D channels, in each layer, sequence and head."""
+    G = (length + GROUP - 1) // GROUP
+    keys, values = ((n_layer, S, heads, panels_of(M), (K + GROUP - 1) // GROUP) for K, M in ((D, length), (length, D)))
+    return HeldIntegers(
+        np.zeros((*keys, STEPS, WIDTH, STEP), np.int8), np.zeros((*keys, WIDTH), np.float32), np.zeros((*keys, WIDTH), np.int32),
+        np.zeros((*values, STEPS, WIDTH, STEP), np.int8), np.zeros((n_layer, S, heads, G * GROUP), np.float32))
+
+
+@njit
+def put_integers(held, n, s, g, place, k, v):
+    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n."""
+    p, c, D, largest = place // WIDTH, place % WIDTH, len(k), ZERO
+    for i in range(held.key_scales.shape[4]):
+        peak, total = ZERO, 0
+        for d in range(i * GROUP, min((i + 1) * GROUP, D)):
+            peak = max(peak, abs(k[d]))
+        inverse = inverse_of(peak, LARGEST)
+        for d in range(i * GROUP, min((i + 1) * GROUP, D)):
+            integer = np.int8(rounded(k[d], inverse))
+            held.keys[n, s, g, p, i, d % GROUP // STEP, c, d % STEP] = integer
+            total += integer
+        held.key_scales[n, s, g, p, i, c], held.key_starts[n, s, g, p, i, c] = peak / LARGEST, -OFFSET * total
+    for d in range(D):
+        largest = max(largest, abs(v[d]))
+    inverse, i, step = inverse_of(largest, LARGEST), place // GROUP, place % GROUP // STEP
+    for d in range(D):
+        held.values[n, s, g, d // WIDTH, i, step, d % WIDTH, place % STEP] = np.int8(rounded(v[d], inverse))
+    held.value_scales[n, s, g, place] = largest / LARGEST
+
+
+@linked(types.void(ITEMS, SCALES, *PANELS, PANELS[0], types.Array(types.float32, 1, "C"), types.intp, types.intp, types.float32,
+                   MATRIX))
+def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, count, more, scale, out):
+    N, D = out.shape
+    G = (count + (N - 1) * more + GROUP - 1) // GROUP
+    width = G * GROUP
+    weights, totals = np.empty((QUERY_ROWS, width), np.float32), np.empty(QUERY_ROWS, np.float32)
+    items, scales = new_rows(QUERY_ROWS, width)
+    ones, zeros = np.ones((len(values), G, WIDTH), np.float32), np.zeros((len(values), G, WIDTH), np.int32)
+    for i in range(0, N, QUERY_ROWS):
+        rows = min(QUERY_ROWS, N - i)
+        seen = count + (i + rows - 1) * more
+        groups, whole = (seen + GROUP - 1) // GROUP, (seen + WIDTH - 1) // WIDTH * WIDTH        # whole tiles are faster
+        product_quantised(q[i:i + rows], q_scales[i:i + rows], keys, key_scales, key_starts, weights[:rows, :whole])
+        for r in range(rows):
+            _, totals[r] = softmax_row(weights, r * width, count + (i + r) * more, groups * GROUP, scale)
+            for j in range(0, groups * GROUP, LANES):
+                store(weights, r * width + j, load(weights, r * width + j) * load(value_scales, j))
+            quantise_weights(weights, r, items, scales, groups)
+        product_quantised(items[:rows], scales[:rows, :groups], values, ones, zeros, out[i:i + rows])
+        for r in range(rows):
+            at = (i + r) * (out.strides[0] // FLOAT)
+            for d in range(0, D, LANES):
+                store_part(out, at + d, D - d, load_part(out, at + d, D - d, ZERO) / splat(totals[r]))
+
+
+@njit
+def attend_quantised(q, held, n, s, g, count, more, scale, out):
+    """out (N, D) of queries q (N, D), of which the first attends to `count` places of head g of sequence s in layer n, and each
+    next to `more` more."""
+    items, scales = new_rows(len(q), q.shape[1])
+    for r in range(len(q)):
+        quantise_row(q, r, items, scales)
+    _attend(items, scales, held.keys[n, s, g], held.key_scales[n, s, g], held.key_starts[n, s, g], held.values[n, s, g],
+            held.value_scales[n, s, g], count, more, scale, out)
+
+
+@njit
+def _move_head(pair, held, n, start, stop, to):
+    """Copy the places [start, stop) of a head to those from `to` on, which is below start."""
+    s, g = pair // held.keys.shape[2], pair % held.keys.shape[2]
+    for place in range(start, stop):
+        p, c, P, C = place // WIDTH, place % WIDTH, (to + place - start) // WIDTH, (to + place - start) % WIDTH
+        held.keys[n, s, g, P, :, :, C] = held.keys[n, s, g, p, :, :, c]
+        held.key_scales[n, s, g, P, :, C] = held.key_scales[n, s, g, p, :, c]
+        held.key_starts[n, s, g, P, :, C] = held.key_starts[n, s, g, p, :, c]
+        target, own = to + place - start, held.values[n, s, g]
+        own[:, target // GROUP, target % GROUP // STEP, :, target % STEP] = own[:, place // GROUP, place % GROUP // STEP, :,
+                                                                                place % STEP]
+        held.value_scales[n, s, g, target] = held.value_scales[n, s, g, place]
+
+
+@njit(cache=True)
+def move_integers(held, start, stop, to):
+    """Copy the keys and values at the places [start, stop) to those from `to` on, which is below start, in all layers."""
+    for n in range(len(held.keys)):
+        parallel_for(held.keys.shape[1] * held.keys.shape[2], _move_head, held, n, start, stop, to)
