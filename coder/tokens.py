@@ -19,7 +19,7 @@ until one rank is left.  After the escape, which is the last part of the root, f
 equal ones.
 
 Windows.  The model's input is tokenizer.start (without one, 0), then every token but the last; for a byte behind the escape,
-start again.  It attends to at most W = min(2048, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
+start again.  It attends to at most W = min(4096, block_size) tokens.  After every c = max(1, min(64, floor(W / 2))) tokens of
 each stream, and before the first, room is made for c more: where they would have no position below block_size, a new cache
 begins by reading the first input and the last floor(W / 2) - 1 again (nothing where W is 1); else, where more than W - c are
 held, the oldest are dropped until ceil(3 W / 4) - c are, but never the first input, since many models predict badly without it
@@ -41,7 +41,7 @@ from .range_coder import (LENGTH, decode_symbol, decode_target, encode_symbol, f
                           start_encoding)
 
 STREAMS, STREAM_BYTES = 4, 16384        # S, at most, and how many bytes each then has, at least
-WINDOW, CHUNK = 2048, 64                # W and c, at most
+WINDOW, CHUNK = 4096, 64                # W and c, at most
 SPARED = 1                              # the first inputs, which are never dropped
 SCALE = np.float32(2 ** 32)             # weights: V * (2^32 + 1) stays far below 2^64
 ESCAPE_SHIFT = np.uint64(16)
