@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from minigpt.kernels.lanes import LANES, exp, lane_max, load_part, maximum, splat, store_part
+from minigpt.kernels.lanes import LANES, lane_max, load_part, maximum, splat, store_part
 
 from .frequencies import MINUS_INFINITY
 from .mixing.contexts import FIELDS
@@ -30,7 +30,7 @@ from .mixing.histories import MATCHES, prefetch_buckets
 from .mixing.mixer import Mixing
 from .mixing.predict import begin_byte, begin_bytes, end_byte, hash_next, predict, update
 from .range_coder import decode_bit, encode_bit, make_room
-from .tokens import STREAMS, TokenModel, encode_block, make_trie
+from .tokens import STREAMS, TokenModel, encode_block, exponentiate, make_trie
 
 RATE = np.float32(0.15)
 SCALE = np.float32(2 ** 30)     # weights: their sum stays far below 2^47, so that it can be multiplied by 2^16
@@ -173,12 +173,7 @@ def weigh(logits, row, order, learned):
     escaped = lane_max(peaks) - ESCAPED
     for r in range(R):
         weights[r] = (logits[row, order[r]] if order[r] < V else escaped) + bias[r]
-    peaks = splat(MINUS_INFINITY)
-    for r in range(0, R, LANES):
-        peaks = maximum(load_part(weights, r, R - r, MINUS_INFINITY), peaks)
-    peak = splat(lane_max(peaks))
-    for r in range(0, R, LANES):
-        store_part(weights, r, R - r, exp(load_part(weights, r, R - r, MINUS_INFINITY) - peak) * splat(SCALE))
+    exponentiate(weights, SCALE)
     for r in range(R):
         weight = (np.int64(weights[r]) if weights[r] >= np.float32(0) else np.int64(0)) + 1
         learned.sums[r + 1] = learned.sums[r] + weight

@@ -27,6 +27,7 @@ held, the oldest are dropped until ceil(3 W / 4) - c are, but never the first in
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,11 @@ class TokenModel:
 
     def __init__(self, model: GPT, tokenizer: BPETokenizer, fingerprint: bytes):
         self.model, self.tokenizer, self.config, self.fingerprint = model.quantise(), tokenizer, model.config, fingerprint
-        self.trie = make_trie(tokenizer.vocabulary)
+
+    @cached_property
+    def trie(self) -> Trie:
+        """Of the vocabulary."""
+        return make_trie(self.tokenizer.vocabulary)
 
     def begin(self, sizes: list[int]) -> None:
         """The streams of a block, of so many bytes each, begin."""
@@ -204,18 +209,24 @@ def decode_block(model: TokenModel, code: bytes, size: int, progress: Callable =
 # --- a token of each stream -------------------------------------------------------------------------------------------
 
 @njit(cache=True)
+def exponentiate(x, scale):
+    """Replace x (R,) by e^(x - its largest element) * scale."""
+    R, peaks = len(x), splat(MINUS_INFINITY)
+    for r in range(0, R, LANES):
+        peaks = maximum(load_part(x, r, R - r, MINUS_INFINITY), peaks)
+    peak = splat(lane_max(peaks))
+    for r in range(0, R, LANES):
+        store_part(x, r, R - r, exp(load_part(x, r, R - r, MINUS_INFINITY) - peak) * splat(scale))
+
+
+@njit(cache=True)
 def weight_sums(logits, row, order):
     """P (R + 2,) uint64: the sums of the weights before each rank, from the logits (N, V) of a row; the last has the escape."""
     R = len(order)
     scaled = np.empty(R, np.float32)
     for r in range(R):
         scaled[r] = logits[row, order[r]]
-    peaks = splat(MINUS_INFINITY)
-    for r in range(0, R, LANES):
-        peaks = maximum(load_part(scaled, r, R - r, MINUS_INFINITY), peaks)
-    peak = splat(lane_max(peaks))
-    for r in range(0, R, LANES):
-        store_part(scaled, r, R - r, exp(load_part(scaled, r, R - r, MINUS_INFINITY) - peak) * splat(SCALE))
+    exponentiate(scaled, SCALE)
     sums = np.zeros(R + 2, np.uint64)
     for r in range(R):
         weight = np.uint64(scaled[r]) if scaled[r] >= np.float32(0) else np.uint64(0)       # NaN: as in frequencies.py

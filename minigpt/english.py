@@ -1,4 +1,4 @@
-"""The corpus "english": some 30 MB of English prose, drama, reference works and manuals that everybody may use.
+"""The corpus "english": 42 MB of English prose, drama, reference works and manuals that everybody may use.
 
     python -m minigpt.english DIR       writes the documents that training does not see into the folder DIR
 

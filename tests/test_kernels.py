@@ -714,6 +714,15 @@ def test_relu_is_flat_at_zero():
         assert (dx == 0).all()
 
 
+@pytest.mark.parametrize("N, C", [(1, 1), (3, 17), (40, 33)])
+def test_a_sum_of_arrays_is_rounded_element_by_element_and_may_overwrite_one(N, C):
+    x, y = random(N, C), random(N, C, seed=1)
+    x[0, 0], y[0, 0] = np.float32(2.0 ** -149), -0.0
+    expected, out = x + y, np.empty_like(x)
+    assert elementwise.add(x, y, out) is out and same_bits(out, expected)
+    assert same_bits(elementwise.add(x, y, x), expected)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mask_scales_what_it_keeps_and_drops_even_nan(size):
     x, keep = random(size), (np.arange(size) % 3 > 0).astype(np.uint8)
