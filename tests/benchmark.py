@@ -37,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -88,6 +89,10 @@ GOALS = {       # without and with AVX-512, of each line: the least ratio; of st
     "cached": ((3.0, 2.0, 1.2, 3.0, 2.0, 1.4), (3.0, 2.0, 1.2, 4.0, 2.0, 1.8)),
     "coder": ((0.92, 0.65), (0.93, 0.65)),
     "startup": ((0.6, 15), (0.5, 12))}
+
+
+SMOLLM2 = dict(vocab_size=49152, block_size=8192, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536)
+HELD, NEW_TOKENS = 1024, np.random.default_rng(0).integers(0, 49152, (4, 64))
 
 
 def settings(shape, form):
@@ -230,6 +235,18 @@ class Ours(NumPy):
             return model.step(ids[:, half], cache)
         return [step], step()
 
+    def language_model(self):
+        config, ids = self.model.GPTConfig(**SMOLLM2, tied=True, qk_norm=False, activation="swiglu"), NEW_TOKENS
+        model = self.model.GPT(config, seed=1).quantise()
+        cache = model.new_cache(len(ids), 2 * HELD)
+        for _ in range(HELD // ids.shape[1]):
+            model.forward(ids, cache=cache)
+
+        def again(call, *arguments, **options):
+            cache.held = cache.position = HELD
+            return call(*arguments, **options)
+        return [partial(again, model.forward, ids, cache=cache), partial(again, model.step, ids[:, 0], cache)], None
+
     def sweep(self, shapes, form):
         return [self.train(shape, form, steps=1)[0][0] for shape in shapes], None
 
@@ -356,6 +373,23 @@ class Torch(NumPy):
         call = partial(self.no_grad, ids[:, half:half + 1], cache, half)
         return [call], call()[:, 0].numpy()
 
+    def language_model(self):
+        from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+        warnings.filterwarnings("ignore", "`past_key_values` is deprecated")        # what takes its place, older versions lack
+        c, ids, cache = SMOLLM2, self.torch.from_numpy(NEW_TOKENS), DynamicCache()
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=c["vocab_size"], hidden_size=c["n_embd"], intermediate_size=c["n_hidden"], num_hidden_layers=c["n_layer"],
+            num_attention_heads=c["n_head"], num_key_value_heads=c["n_kv_head"], max_position_embeddings=c["block_size"],
+            tie_word_embeddings=True)).eval()
+
+        def call(ids):
+            with self.torch.inference_mode():
+                model(ids, past_key_values=cache)
+            cache.crop(-ids.shape[1])
+        with self.torch.inference_mode():
+            model(ids.repeat(1, HELD // ids.shape[1]), past_key_values=cache)
+        return [partial(call, ids), partial(call, ids[:, :1])], None
+
 
 # --- their processes --------------------------------------------------------------------------------------------------
 
@@ -481,6 +515,18 @@ class Benchmark:
         """one more token from the cache, in the middle of a window"""
         self.network("cached", "cached step (layers x width, rows x window)", ROWS,
                      lambda shape: flops(shape, shape.batch, shape.window // 2 + 1))
+
+    def llm(self):
+        """a language model of SmolLM2's shape, in integers, against transformers on PyTorch, in floats"""
+        if not self.torch or not importlib.util.find_spec("transformers"):
+            print("llm: needs PyTorch and transformers")
+            return
+        head(f"{len(NEW_TOKENS)} streams, each with {HELD:,} tokens in the cache", "PyTorch")
+        for worker in self.ours, self.torch:
+            ask(worker, make, "language_model")
+        ours, theirs, _ = self.measure(2, self.ours, self.torch)
+        for name, *times in zip((f"{NEW_TOKENS.shape[1]} tokens more of each", "one token more of each"), ours, theirs):
+            row(name, *times, 1.1)
 
     def network(self, method, title, shapes, work):
         head(title, "PyTorch")
@@ -624,8 +670,8 @@ def megabytes(size):
     return f"{size / 1e6:.1f} MB"
 
 
-CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "busy", "coder", "memory",
-                                                     "startup", "optimizer", "rules", "scaling")}
+CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
+                                                     "memory", "startup", "optimizer", "rules", "scaling")}
 
 
 def main():
