@@ -6,24 +6,29 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)        # until `main`: Ctrl-C during these imports ends without a traceback
 
 import argparse
+import mmap
 import os
+import shutil
 import sys
+import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minigpt.checkpoint import CheckpointError, fingerprint
 from minigpt.ensemble import combine
-from minigpt.files import write_atomically
+from minigpt.files import replacing, write_atomically
 
 from . import models, packed, verify
-from .compressor import choose, compress, decompress, salvage
-from .container import MODES, PREDICTING, CoderError, read
+from .archive import Totals, compress, content_of, decompress, members, read_index
+from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, PARITY, CoderError, read
+from .retrieve import extract, salvage, table
 from .tokens import TokenModel
 
 SUFFIX = ".mgz"
-MODES_OF_FILES = [*PREDICTING, "tokens"]
+CHOICES = [name for name in CODED if name != "online tokens"]       # which online is, with a model of tokens
 
 
 def main(arguments: list[str] | None = None):
@@ -82,12 +87,20 @@ def parse(arguments):
         sub.add_argument("-v", "--verbose", action="store_true", help="print sizes and time at the end")
         return sub
 
-    file_command(run_compress, "compress", "compress FILE").add_argument(
-        "--mode", choices=MODES_OF_FILES, help="; ".join(f"{name}: {MODES[name].help}" for name in MODES_OF_FILES) +
+    sub = file_command(run_compress, "compress", "compress FILE")
+    sub.add_argument(
+        "--mode", choices=CHOICES, help="; ".join(f"{name}: {MODES[name].help}" for name in CHOICES) +
         " (default: static with --model, or tokens with a published one; fast with --prime; else whichever of static and fast "
         "compresses the beginning of FILE better)")
-    file_command(run_decompress, "decompress", "decompress FILE").add_argument(
-        "--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
+    sub.add_argument("--segment", type=size, metavar="SIZE", help="cut FILE into segments of that many bytes, each coded on its "
+                     "own; K, M and G are 2^10, 2^20 and 2^30 (default: " +
+                     ", ".join(f"{MODES[name].segment >> 20}M {name}" for name in CHOICES) + ")")
+    sub.add_argument("--embed", action="store_true", help="put the model into the file, packed, so that it opens with nothing else")
+    sub = file_command(run_decompress, "decompress", "decompress FILE")
+    part = sub.add_mutually_exclusive_group()
+    part.add_argument("--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
+    part.add_argument("--range", type=byte_range, metavar="START:STOP", help="write only these bytes of the original, of which the "
+                      "first is 0; STOP is the first that is left out, and without it, all that follow are written")
     command(run_info, "info", "describe the compressed FILE").add_argument("file", metavar="FILE")
     pack = command(run_pack, "pack", "quantise and entropy-code a trained model, or several as an ensemble")
     pack.add_argument("models", nargs="+", metavar="MODEL", help="a checkpoint of train_shakespeare.py")
@@ -99,19 +112,46 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
+def size(text):
+    """A number of bytes, as in 300, 64K or 1.5M."""
+    factor = {"K": 2 ** 10, "M": 2 ** 20, "G": 2 ** 30}.get(text[-1:].upper(), 1)
+    value = int(float(text if factor == 1 else text[:-1]) * factor)
+    if not 1 <= value <= LARGEST_SEGMENT:
+        raise argparse.ArgumentTypeError(f"a segment has 1 to {LARGEST_SEGMENT:,} bytes, not {text}")
+    return value
+
+
+def byte_range(text):
+    start, colon, stop = text.partition(":")
+    if not colon:
+        raise ValueError
+    return int(start or 0), int(stop) if stop else None
+
+
 def run_compress(options):
     target = output(options, options.file + SUFFIX)
-    data = read_input(options.file)
-    primer = read_primer(options)
-    mode = options.mode or ("fast" if options.prime and not options.model else None)
-    model = models.load(options.model)[0] if mode is None or MODES[mode].needs_model else None
-    if mode is None and options.model:
-        mode = "tokens" if isinstance(model, TokenModel) else "static"
-    start = time.perf_counter()
-    with bar(options, len(data)) as progress:
-        file = compress(data, mode or choose(data, model), model, progress, primer=primer)
-    write_output(options, target, file)
-    report(options, len(data), len(file), start)
+    with opened(options.file) as source:
+        primer = read_primer(options)
+        mode = options.mode or ("fast" if options.prime and not options.model else "static" if options.embed else None)
+        if options.embed and not MODES[mode].needs_model:
+            raise CoderError(f"the mode {mode} needs no model: leave out --embed")
+        model = models.load(options.model)[0] if mode is None or MODES[mode].needs_model else None
+        if isinstance(model, TokenModel) and options.embed:
+            raise CoderError("a published language model is not packed, so it cannot be embedded")
+        if not options.mode and options.model:
+            mode = "tokens" if isinstance(model, TokenModel) else "static"
+        embedded = b""
+        if options.embed:                   # what both sides have then is the packed model
+            embedded = models.packed_copy(model, options.model, packed.FINENESS)
+            model = packed.unpack(embedded)[0]
+        start = time.perf_counter()
+        with writing(options, target) as sink, bar(options, size_of(source)) as progress:
+            totals = compress(source, sink, mode, model, progress, primer=primer, segment=options.segment, embedded=embedded)
+    report(options, totals, start)
+    if options.model and not options.embed and totals.fingerprint and not options.quiet and sys.stderr:
+        kept = models.keep(model, options.model)
+        print(f"coder: {target or 'the output'} needs the model {totals.fingerprint.hex()} to be decompressed" +
+              (f"; {kept} keeps it on this machine" if kept else ""), file=sys.stderr)
 
 
 def run_decompress(options):
@@ -119,37 +159,73 @@ def run_decompress(options):
     if stripped == options.file != "-" and not options.output:
         raise CoderError(f"{options.file} does not end in {SUFFIX}: name the output with -o")
     target = output(options, stripped)
-    file = read_input(options.file)
-    header, _ = read(file, strict=not options.salvage)
-    primer = read_primer(options)
-    start, missing = time.perf_counter(), []
-    with bar(options, header.length) as progress:
-        def find(fingerprint):
-            return models.load_fitting(fingerprint, options.model)
-        if options.salvage:
-            data, missing = salvage(file, find, progress, primer)
-        else:
-            data = decompress(file, find, progress, primer)
-    write_output(options, target, data)
-    report(options, len(data), len(file), start)
-    if missing:
-        ranges = ", ".join(f"{first:,} to {stop - 1:,}" for first, stop in missing)
-        raise CoderError(f"{len(data):,} of {header.length:,} bytes were intact and are written; missing: bytes {ranges}")
+
+    def find(fingerprint):
+        return models.load_fitting(fingerprint, options.model)
+    with opened(options.file, whole=options.salvage or options.range) as source:
+        primer = read_primer(options)
+        start, salvaged = time.perf_counter(), None
+        with writing(options, target) as sink, bar(options, original_size(source)) as progress:
+            if options.salvage:
+                with mapped(source) as file:
+                    salvaged = salvage(file, sink, find, progress, primer)
+                    totals = Totals(salvaged.written, len(file), b"")
+            elif options.range:
+                totals = extract(source, sink, *options.range, find, progress, primer=primer)
+            else:
+                totals = decompress(source, sink, find, progress, primer=primer)
+    report(options, totals, start)
+    if salvaged and salvaged.missing:
+        raise CoderError(lost(salvaged))
+
+
+def lost(salvaged):
+    """What is missing, in a sentence."""
+    ranges = ", ".join(f"{first:,} to {stop - 1:,}" if stop else f"from {first:,} on, it is not known how many"
+                       for first, stop in salvaged.missing)
+    whole = all(stop for _, stop in salvaged.missing)
+    total = salvaged.written + sum(stop - first for first, stop in salvaged.missing) if whole else None
+    return (f"{salvaged.written:,} {f'of {total:,} ' if whole else ''}bytes were intact and are written; missing: bytes {ranges}")
 
 
 def run_info(options):
-    file = read_input(options.file)
-    header, blocks = read(file)
-    damaged = [str(i + 1) for i, block in enumerate(blocks) if not block.whole]
-    print(f"mode         {header.mode}\n"
-          f"original     {header.length:,} bytes\n"
-          f"compressed   {len(file):,} bytes{rate(len(file), header.length)}\n"
-          f"blocks       {len(blocks)} of {1 << header.block_bits:,} bytes, {sum(b.stored for b in blocks)} stored, "
-          f"{len(damaged)} damaged{': ' + ', '.join(damaged) if damaged else ''}\n"
-          f"model        {header.fingerprint.hex() if any(header.fingerprint) else 'none'}\n"
-          f"primer       {header.primer.hex() or 'none'}{' (of its SHA-256)' * bool(header.primer)}\n"
-          f"SHA-256      {header.sha256.hex()} (of the original)")
-    if damaged:
+    segments, damaged, model, compressed, sha256 = [], [], 0, 0, []
+    with opened(options.file) as source:
+        for member in members(source):
+            compressed += member.size
+            if member.kind in NAMES:
+                header, blocks = read(member.data)
+                broken = [str(i + 1) for i, block in enumerate(blocks) if not block.whole]
+                segments.append((member.place, member.size, header, len(blocks), sum(b.stored for b in blocks), broken))
+                damaged += broken
+                if not header.more:
+                    sha256.append(f"{header.check.hex()} (the beginning, of the original)")
+            elif member.kind == MODEL:
+                model += member.size
+            elif member.kind == INDEX:
+                sha256.append(f"{read_index(member.data)[1].hex()} (of the original)")
+    if not segments:
+        raise CoderError("the file has no segment" if compressed else "the file is empty")
+    headers, original = [segment[2] for segment in segments], sum(segment[2].length for segment in segments)
+    names = sorted({header.fingerprint.hex() for header in headers if header.fingerprint})
+    primers = sorted({header.primer.hex() for header in headers if header.primer})
+    print(f"mode         {', '.join(sorted({f'{header.mode}, version {header.version}' for header in headers}))}\n"
+          f"original     {original:,} bytes\n"
+          f"compressed   {compressed:,} bytes{rate(compressed, original)}" +
+          (f": {model:,} of the model in it, {compressed - model:,} of the rest" if model else "") + "\n"
+          f"segments     {len(segments)}\n"
+          f"blocks       {sum(segment[3] for segment in segments)} of {1 << headers[0].block_bits:,} bytes, "
+          f"{sum(segment[4] for segment in segments)} stored, "
+          f"{len(damaged)} damaged{': ' + ', '.join(damaged) if damaged and len(segments) == 1 else ''}\n"
+          f"model        {', '.join(names) or 'none'}\n"
+          f"primer       {', '.join(primers) or 'none'}{' (of its SHA-256)' * bool(primers)}\n"
+          f"SHA-256      {', '.join(sha256) or 'missing: the file is cut off'}")
+    if len(segments) > 1:
+        print(f"\n{'segment':>7} {'at byte':>15} {'bytes':>13} {'original':>13}  mode")
+        for i, (place, taken, header, _, _, broken) in enumerate(segments):
+            print(f"{i + 1:7} {place:15,} {taken:13,} {header.length:13,}  {header.mode}" +
+                  (f", damaged blocks: {', '.join(broken)}" if broken else ""))
+    if damaged or not sha256:
         sys.exit(1)
 
 
@@ -194,10 +270,51 @@ def refuse_to_overwrite(options, target):
         raise CoderError(f"{target} exists: -f overwrites it")
 
 
-def read_input(name):
+@contextmanager
+def opened(name, whole=False):
+    """The input as a stream; `whole`: one that can be read anywhere."""
     if name == "-" and sys.stdin is None:
         raise CoderError("standard input is closed")
-    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as stream:
+        if whole and name == "-":
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(stream, copy)
+                copy.seek(0)
+                yield copy
+        else:
+            yield stream
+
+
+@contextmanager
+def mapped(stream):
+    """The bytes of a file, in memory only as far as they are read."""
+    if not size_of(stream):
+        yield b""
+        return
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        yield file
+
+
+def size_of(stream):
+    """The size of a file in bytes; of a pipe, None."""
+    if not stream.seekable():
+        return None
+    place = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(place)
+    return size
+
+
+def original_size(stream):
+    """The bytes of all originals in a file, or None where that cannot be known before it is read."""
+    if not stream.seekable():
+        return None
+    try:
+        parts = table(stream)
+    except CoderError:              # told by those who decode it
+        parts = []
+    stream.seek(0)
+    return sum(part.length for part in parts)
 
 
 def read_primer(options):
@@ -210,15 +327,18 @@ def read_primer(options):
     return primer
 
 
-def write_output(options, target, data):
-    """Write all of the target or nothing, with the times and mode of the input."""
+@contextmanager
+def writing(options, target):
+    """The output as a stream: all of the target or nothing, with the times and mode of the input."""
     if target is None or (target.exists() and not target.is_file()):        # a device or a pipe
-        stream = sys.stdout.buffer if target is None else open(target, "wb")
-        stream.write(data)
-        stream.flush()
+        with nullcontext(sys.stdout.buffer) if target is None else open(target, "wb") as stream:
+            yield stream
+            stream.flush()
         return
-    refuse_to_overwrite(options, target)                                    # it may have appeared while we worked
-    write_atomically(target, data, like=None if options.file == "-" else options.file)
+    refuse_to_overwrite(options, target)
+    with replacing(target, like=None if options.file == "-" else options.file) as stream:
+        yield stream
+        refuse_to_overwrite(options, target)                                # it may have appeared while we worked
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -246,9 +366,9 @@ def rate(compressed, original):
     return f", {8 * compressed / original:.3f} bits per byte" if original else ""
 
 
-def report(options, original, compressed, start):
+def report(options, totals, start):
     if options.verbose and sys.stderr:
-        print(f"{options.file}: {original:,} bytes, {compressed:,} compressed{rate(compressed, original)}, "
+        print(f"{options.file}: {totals.original:,} bytes, {totals.compressed:,} compressed{rate(*totals[1::-1])}, "
               f"{time.perf_counter() - start:.1f} s", file=sys.stderr)
 
 

@@ -38,14 +38,14 @@ LARGEST_INTEGER = 2 ** 24   # no matrix of up to 2^24 weights has a larger one: 
 INCREMENT = 24
 
 
-def pack(model: GPT | Ensemble, text_sha256: str | None = None, fineness: float = FINENESS) -> bytes:
-    """The packed model.  Matrices are quantised; vectors, which are few, are kept as they are."""
-    if not 0 < fineness <= FINEST:
+def pack(model: GPT | Ensemble, text_sha256: str | None = None, fineness: float | None = FINENESS) -> bytes:
+    """The packed model.  Matrices are quantised, unless fineness is None; vectors, which are few, are kept as they are."""
+    if fineness is not None and not 0 < fineness <= FINEST:
         raise ValueError(f"the fineness must be above 0 and at most {FINEST}, but is {fineness}")
     described, unquantised, integers = [], [], []
     for name, parameter in model.parameters().items():
         data, step, largest = parameter.data, 0.0, 0
-        if data.ndim == 2 and data.any():
+        if fineness is not None and data.ndim == 2 and data.any():
             step = float(np.sqrt(np.float32(sum_of_squares(data.reshape(-1))) / np.float32(data.size)) / np.float32(fineness))
             integers.append(np.rint(data / np.float32(step)).astype(np.int64).reshape(-1))
             largest = int(np.abs(integers[-1]).max())

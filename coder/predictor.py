@@ -27,6 +27,7 @@ from minigpt.ensemble import Ensemble
 from minigpt.model import TOKENS_PER_PASS, GPT, GPTConfig
 from minigpt.optimizer import Optimizer, OptimizerConfig
 
+from .container import MODES
 from .frequencies import to_frequencies
 from .mixing.mixer import Mixing
 
@@ -165,13 +166,14 @@ def windows(length: int, T: int) -> Iterator[tuple[int, int, int]]:
 
 # --- one maker for each mode ------------------------------------------------------------------------------------------
 
-def make_predictor(mode: str, size: int, model: GPT | Ensemble | None = None, primer: bytes = b"") -> Predictor:
-    """The predictor of a file of `size` bytes, the same on both sides.  mode: of container.MODES, but stored.
+def make_predictor(mode: str, size: int, model: GPT | Ensemble | None = None, primer: bytes = b"",
+                   version: int | None = None) -> Predictor:
+    """The predictor of a segment of `size` bytes, the same on both sides.  mode: of container.PREDICTING.
 
-    primer: bytes that the mixing model learns from first; the GPT does not.
+    primer: bytes that the mixing model learns from first; the GPT does not.  version: of the mode, by default its latest.
     ValueError where the model's tokens are not bytes.
     """
-    return MAKERS[mode](model, size, primer)
+    return MAKERS[mode, version or MODES[mode].versions[-1]](model, size, primer)
 
 
 def static(model: GPT | Ensemble) -> Predictor:
@@ -197,11 +199,12 @@ def fast(size: int, primer: bytes = b"") -> Predictor:
     return Predictor(None, mixing=_primed(size, primer, fast=True))
 
 
+# (mode, version): whatever changes what a maker's predictor predicts is a new version, beside the old one.
 MAKERS = {
-    "static": lambda model, size, primer: static(model),
-    "online": online,
-    "scratch": lambda model, size, primer: scratch(size, primer),
-    "fast": lambda model, size, primer: fast(size, primer),
+    ("static", 1): lambda model, size, primer: static(model),
+    ("online", 1): online,
+    ("scratch", 1): lambda model, size, primer: scratch(size, primer),
+    ("fast", 1): lambda model, size, primer: fast(size, primer),
 }
 
 

@@ -3,14 +3,15 @@
     python -m coder.reference FILE.mgz -o OUT [--model MODEL]
 
 It shares no code with the compressor: the container, the range decoder and the packed model are read here once more, from
-their description in `container.py`, `range_coder.py` and `packed.py`, and the GPT is `minigpt/reference.py`.  It runs where
-Numba cannot be installed, and it proves that the format is fully described.  A byte costs a second or two with the bundled
-model, which itself takes half a minute or more to unpack: this is for some hundred bytes, not for some hundred thousand.
+their description in docs/FORMAT.md, `range_coder.py` and `packed.py` (by `reference_models.py`), and the GPT is
+`minigpt/reference.py`.  It runs where Numba cannot be installed, and it proves that the format is fully described.  A byte costs
+a second or two with the bundled model, which itself takes half a minute or more to unpack: this is for some hundred bytes, not
+for some hundred thousand.
 """
 
 import argparse
 import hashlib
-import json
+import io
 import os
 import struct
 import sys
@@ -20,9 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from minigpt import reference
-from minigpt.config import GPTConfig
 from minigpt.exact import exp, f32, log, maximum, row_max
 from minigpt.files import write_atomically
+
+from . import reference_models
+from .reference_models import name_of
 
 BUNDLED = Path(__file__).with_name("shakespeare.gpt")
 START_SYMBOL = 10                       # every stream is said to follow a line break
@@ -39,31 +42,48 @@ def require(condition, otherwise):
 
 # --- the container ----------------------------------------------------------------------------------------------------------
 
+def take(stream, size):
+    part = stream.read(size)
+    require(len(part) == size, "the file is cut off")
+    return part
+
+
+def number(stream):
+    byte = take(stream, 1)[0]                                       # 7 bits a byte, the lowest first
+    return byte & 127 | (number(stream) << 7 if byte > 127 else 0)
+
+
 def decode_file(file, load_model, progress=lambda done: None):
     """The original (bytes) of a compressed file (bytes).  load_model() gives the model, if the file needs one."""
-    require(len(file) >= 64 and file[:4] == b"\x89GZ\n", "this is not a compressed file of this format")
-    version, mode, flags, block_bits, length, fingerprint, sha256 = struct.unpack("<BBBBQ16s32s", file[4:64])
-    require(version == 5, f"the file has format version {version}, but this program decodes version 5")
-    require(mode in (0, 1, 2, 3, 4, 6, 7) and flags <= 1 and 10 <= block_bits <= 24, "the header is not one of version 5")
-    require(mode <= 1, "the file is of another mode than stored (0) or static (1): decode it with `python -m coder decompress`")
-    table, count = 64 + 16 * flags, -(-length >> block_bits)                    # flag 1: 16 bytes that name a primer
-    end = table + 8 * count
-    require(len(file) >= end + 4, "the file is cut off")
-    require(zlib.crc32(file[:end]) == int.from_bytes(file[end:end + 4], "little"), "the header is damaged")
-    place, parts, model = end + 4, [], None
-    for i in range(count):
-        taken, crc = struct.unpack_from("<II", file, table + 8 * i)
-        stored, taken, size = taken >> 31, taken & 0x7FFFFFFF, min(1 << block_bits, length - (i << block_bits))
-        payload, place = file[place:place + taken], place + taken
-        require(len(payload) == taken and zlib.crc32(payload) == crc, f"block {i + 1} is damaged or cut off")
-        if not stored:
-            if model is None:
-                found = name_of(model := load_model())
-                require(found == fingerprint, f"the file needs the model {fingerprint.hex()}, not {found.hex()}: see --model")
-            payload = decode_block(payload, size, model, lambda done: progress((i << block_bits) + done))
-        parts.append(payload)
-    data = b"".join(parts)
-    require(hashlib.sha256(data).digest() == sha256, "what was decoded is not the original: its SHA-256 is another one")
+    stream, data, begun, more, model = io.BytesIO(file), b"", 0, False, None
+    while (start := stream.tell()) < len(file) or not file:
+        require(stream.read(4) == b"\x89GZ\6", f"this is not a compressed file of format 6, or not from byte {start} on")
+        (kind,), size = take(stream, 1), number(stream)
+        if kind >= 64:                                              # an index, or what a reader may skip, such as a model
+            body = take(stream, size)
+            require(kind > 127 or hashlib.sha256(data[begun:]).digest() == body[-44:-12], "the index is another one's")
+            begun, more = (begun, more) if kind > 127 else (len(data), False)
+            continue
+        end, (version, flags), length, check = stream.tell() + size, take(stream, 2), number(stream), take(stream, 8)
+        k, first, follow = flags & 31, len(data), flags > 127
+        name, _ = take(stream, flags >> 2 & 8), take(stream, flags >> 3 & 8)            # of the model, flag 32; of a primer, 64
+        table = [(number(stream), take(stream, 4)) for _ in range(-(-length >> k))]
+        crc = zlib.crc32(file[start:stream.tell()])
+        require(crc == int.from_bytes(take(stream, 4), "little"), "the header is damaged")
+        require(kind <= 1 and version == 1, f"the file is of another mode than stored (0) or static (1), {kind}, or of another "
+                f"version of it than 1, {version}: use `python -m coder decompress`")
+        for i, (taken, crc) in enumerate(table):
+            payload, size = take(stream, taken >> 1), min(1 << k, length - (i << k))
+            require(zlib.crc32(payload) == int.from_bytes(crc, "little"), f"block {i + 1} is damaged")
+            if not taken & 1:                                       # it is not stored
+                found = name_of(model := model or load_model())
+                require(found == name, f"the file needs the model {name.hex()}, not {found.hex()}: see --model")
+                payload = decode_block(payload, size, model, lambda done: progress((i << k) + done))
+            data += payload
+        require(hashlib.sha256(data[first:]).digest()[:8] == check, "what was decoded is not the original: another SHA-256")
+        require(stream.tell() == end and follow >= more, "a segment is not as long as it says, or an index is missing")
+        begun, more = begun if follow else len(data), follow
+    require(not more, "the file is cut off: its index is missing")
     return data
 
 
@@ -121,62 +141,12 @@ class RangeDecoder:
         return symbol
 
 
-# --- a model: a list of (config, name -> weights), one for each GPT in it -------------------------------------------------------
-
 def read_model(path):
-    """The model of a checkpoint (a safetensors file) or of a packed model."""
-    file = Path(path).read_bytes()
+    """The model of a checkpoint or of a packed model: a list of (config, name -> weights), one for each GPT in it."""
     try:
-        return unpack(file) if file[:4] == b"\x89MGP" else read_checkpoint(file)
+        return reference_models.read(Path(path).read_bytes(), RangeDecoder)
     except (KeyError, TypeError, ValueError, IndexError, struct.error) as error:
         raise FormatError(f"{path} is not a whole model: {error}") from None
-
-
-def read_checkpoint(file):
-    size = int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:8 + size])
-    content = json.loads(header["__metadata__"]["minigpt"].partition(" ")[2])
-    w = {name.removeprefix("weights."): np.frombuffer(file, "<f4", (b - a) // 4, 8 + size + a).reshape(entry["shape"])
-         for name, entry in header.items() if name.startswith("weights.") for a, b in [entry["data_offsets"]]}
-    return [(GPTConfig(**content["config"]), w)]
-
-
-def unpack(file):
-    """A packed model: a description, then the arrays that are kept whole, then one range code of all others: integers, times
-    a step."""
-    require(hashlib.sha256(file[36:]).digest() == file[4:36], "the packed model is damaged or cut off")
-    size = int.from_bytes(file[36:40], "little")
-    described, place = json.loads(file[40:40 + size]), 40 + size
-    model = [(GPTConfig(**config), {}) for config in described["configs"]]
-    places = {(f"{i}." if len(model) > 1 else "") + name: (w, name, shape)
-              for i, (config, w) in enumerate(model) for name, shape, _, _ in reference.parameters(config)}
-    arrays = [(*places[name], step, largest) for name, step, largest in described["arrays"]]
-    for w, name, shape, step, _ in arrays:
-        if not step:
-            w[name] = np.frombuffer(file, "<f4", int(np.prod(shape)), place).reshape(shape)
-            place += w[name].nbytes
-    decoder = RangeDecoder(file[place:])
-    for w, name, shape, step, largest in arrays:
-        if step:
-            counts, total, values = [1] * (2 * largest + 1), 2 * largest + 1, np.empty(int(np.prod(shape)), f32)
-            for i in range(values.size):
-                symbol = decoder.decode(counts, total)
-                counts[symbol] += 24
-                total += 24
-                values[i] = symbol - largest
-            w[name] = values.reshape(shape) * f32(step)
-    return model
-
-
-def name_of(model):
-    """The 16 bytes by which a file names its model: its weights, and what of the config decides how they are used."""
-    arrays = {(f"{i}." if len(model) > 1 else "") + name: array for i, (_, w) in enumerate(model) for name, array in w.items()}
-    weights = hashlib.sha256()
-    for name in sorted(arrays):
-        weights.update(f"{name} float32 {arrays[name].shape}\n".encode() + arrays[name].astype("<f4").tobytes())
-    configs = [{name: value for name, value in config.to_json().items() if name != "dropout"} for config, _ in model]
-    text = " ".join(json.dumps(config, sort_keys=True) for config in configs)
-    return hashlib.sha256(f"{weights.hexdigest()} {text}".encode()).digest()[:16]
 
 
 def main():

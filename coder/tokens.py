@@ -89,7 +89,7 @@ def make_trie(vocabulary: list[bytes]) -> Trie:
 
 
 class TokenModel:
-    """A language model with its tokenizer; `fingerprint` (16 bytes) names both in a file.  The model is quantised."""
+    """A language model with its tokenizer; `fingerprint` (8 bytes) names both in a file.  The model is quantised."""
 
     def __init__(self, model: GPT, tokenizer: BPETokenizer, fingerprint: bytes):
         self.model, self.tokenizer, self.config, self.fingerprint = model.quantise(), tokenizer, model.config, fingerprint

@@ -5,25 +5,32 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from minigpt import verify
+from minigpt.bpe import train
 from minigpt.ensemble import Ensemble
 from minigpt.model import GPT, GPTConfig
 from minigpt.verify import sha256
 
-from . import codec
+from . import codec, tokens
 from .compressor import compress, decompress
-from .container import CoderError
+from .container import CoderError, read
 from .mixing.logistic import SQUASH, STRETCH
+from .online_tokens import OnlineTokens
 from .predictor import make_predictor
+from .tokens import TokenModel
 
-# A change here is a new format: this program would no longer decode the files that it compressed before.
+# "MODE VERSION: code".  A change of a hash is a new version of the mode, with a line of its own: this program would no longer
+# decode the files that it compressed before.
 EXPECTED = {
     "tables of the logistic function": "dfe3c4aab532d6e13f704a1117987f4410cb0da00689d269e271632ed562fe5e",
-    "static: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
-    "online: code": "4aec496120daf58b28465c03208740fe9a330e1765cb05ffa1874faa0929d18e",
-    "online, primed: code": "6ebd8d330e307d73c3fcd27f69fcf77e11b6f2d72172b34401c3502631d8c730",
-    "two models, online: code": "b3d000c81b5253fa74a5e7b31fb6a2da4c4d88507bb1a0c3308bda3b0a37b91f",
-    "fast: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
-    "scratch: file": "09f6059d748ff5f76a77711605d894eabda5f891f1fa4bc8af37cb91ef9c673e",
+    "static 1: code": "dbac377e656ee2d68a525d8f02735a60bdafdece2d5fdce480cee24b475dc8ae",
+    "online 1: code": "4aec496120daf58b28465c03208740fe9a330e1765cb05ffa1874faa0929d18e",
+    "online 1, primed: code": "6ebd8d330e307d73c3fcd27f69fcf77e11b6f2d72172b34401c3502631d8c730",
+    "online 1, two models: code": "b3d000c81b5253fa74a5e7b31fb6a2da4c4d88507bb1a0c3308bda3b0a37b91f",
+    "fast 1: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
+    "tokens 1: code": "b952720ed02de3264590c74a72c54016ec4209866180a843012166fd3cc478f1",
+    "online tokens 1: code": "3ce9a5c7a9da1bdb409b46b75502e89bf7afdb66e8e287ef49947849b632b025",
+    "scratch 1: code": "10430b0e2ea0d720567a54b7e6abf8cb7330c279d55831e6806a125235aa220c",
+    "scratch 1: file": "52185c00225acb9c343ed5370806bf38fbdd3c20124a997971f1b7b6fff1566a",
 }
 LICENSE = b"""\
 MIT License
@@ -62,24 +69,32 @@ def results() -> Iterator[tuple[str, str]]:
     model = GPT(MODEL, seed=7)
     two = Ensemble([model, GPT(replace(MODEL, n_embd=48), seed=8)])
     cases = {
-        "static: code": ("static", model, b""),
-        "online: code": ("online", model, b""),
-        "online, primed: code": ("online", model, LICENSE[:500]),
-        "two models, online: code": ("online", two, b""),
-        "fast: code": ("fast", None, b""),
+        "static 1: code": ("static", model, b""),
+        "online 1: code": ("online", model, b""),
+        "online 1, primed: code": ("online", model, LICENSE[:500]),
+        "online 1, two models: code": ("online", two, b""),
+        "fast 1: code": ("fast", None, b""),
     }
     for name, (mode, model, primer) in cases.items():
-        encoder, decoder = (make_predictor(mode, len(TEXT), model, primer) for _ in range(2))
+        encoder, decoder = (make_predictor(mode, len(TEXT), model, primer, version=1) for _ in range(2))
         code = codec.encode_block(encoder, TEXT)
-        check(codec.decode_block(decoder, code, len(TEXT)), name)
+        check(codec.decode_block(decoder, code, len(TEXT)), TEXT, name)
+        yield name, hashlib.sha256(code).hexdigest()
+    tokenizer = train(LICENSE, 300)
+    reads = TokenModel(GPT(replace(MODEL, vocab_size=tokenizer.vocab_size), seed=9), tokenizer, b"")
+    makers = {"tokens 1: code": lambda: reads, "online tokens 1: code": lambda: OnlineTokens(reads, len(LICENSE))}
+    for name, make in makers.items():
+        code = tokens.encode_block(make(), LICENSE)
+        check(tokens.decode_block(make(), code, len(LICENSE)), LICENSE, name)
         yield name, hashlib.sha256(code).hexdigest()
     file = compress(TEXT, "scratch")
-    check(decompress(file, find_model=None), "scratch: file")
-    yield "scratch: file", hashlib.sha256(file).hexdigest()
+    check(decompress(file, find_model=None), TEXT, "scratch 1: file")
+    yield "scratch 1: code", hashlib.sha256(read(file)[1][0].payload).hexdigest()
+    yield "scratch 1: file", hashlib.sha256(file).hexdigest()
 
 
-def check(decoded, name):
-    if decoded != TEXT:
+def check(decoded, original, name):
+    if decoded != original:
         raise CoderError(f"{name}: on this machine, decoding does not give the original back")
 
 

@@ -3,11 +3,21 @@
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: str | os.PathLike, data: bytes, like: str | os.PathLike | None = None) -> None:
-    """Write data to a file beside `path` and move it there once it is whole and on the disk.
+    """Write data to a file beside `path` and move it there once it is whole and on the disk: see `replacing`."""
+    with replacing(path, like) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, like: str | os.PathLike | None = None) -> Iterator[BinaryIO]:
+    """A file beside `path` to write to, which is moved there once it is whole and on the disk.
 
     Whatever fails (OSError) or interrupts it (Ctrl-C), `path` is left as it was and nothing is left beside it.  The file
     gets the times and the mode of the file `like`, and is readable by its owner alone until then; without `like`, it gets
@@ -19,7 +29,7 @@ def write_atomically(path: str | os.PathLike, data: bytes, like: str | os.PathLi
     file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     try:
         with file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if like is not None:

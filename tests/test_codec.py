@@ -1,6 +1,7 @@
 """Bytes through model and range coder, and back: windows, streams, both ways to predict, and codes that stay the same."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from coder import predictor as predictors
 from coder import verify
 from coder.codec import START_SYMBOL, Streams, decode_block, encode_block
 from coder.compressor import decompress
-from coder.container import MODES, PREDICTING, CoderError, read
+from coder.container import CODED, MODES, PREDICTING, CoderError, read
 from coder.mixing.mixer import Mixing
 from coder.predictor import (MAKERS, ONLINE_LEARNING, SCRATCH_LEARNING, SCRATCH_SEED, Learner, Predictor, batch_of, fast,
                              make_predictor, online, scratch, static, windows)
@@ -294,8 +295,14 @@ def test_one_thread_encodes_and_two_decode():
 
 # --- modes ------------------------------------------------------------------------------------------------------------
 
-def test_there_is_a_maker_for_each_mode_that_predicts():
-    assert list(MAKERS) == PREDICTING
+def test_there_is_a_maker_for_each_version_of_a_mode_that_predicts_bytes():
+    assert list(MAKERS) == [(mode, version) for mode in PREDICTING for version in MODES[mode].versions]
+
+
+def test_every_version_of_every_mode_has_a_golden_code():
+    """So that its predictions cannot change unseen under the same number."""
+    golden = {name.split(":")[0] for name in verify.EXPECTED if re.fullmatch(r"[\w ]+ \d+: code", name)}
+    assert golden == {f"{mode} {version}" for mode in CODED for version in MODES[mode].versions}
 
 
 @pytest.mark.parametrize("mode", PREDICTING)

@@ -1,9 +1,11 @@
 """What a person does with python -m coder: compress, decompress, look, be told what is wrong, and stop."""
 
 import errno
+import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from minigpt.checkpoint import save_checkpoint
 from minigpt.model import GPT
 from minigpt.tokenizer import ByteTokenizer, CharTokenizer
 from tests.golden_coder import TINY, taught
+from tests.test_container import header_size
 
 TEXT = 2 * LICENSE
 REAL_BUNDLED = models.BUNDLED
@@ -35,6 +38,7 @@ modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
 def surroundings(monkeypatch, tmp_path):
     """A folder with a text in it, and, elsewhere, a bundled model that reads English; signals as in a terminal."""
     (tmp_path / "here").mkdir()
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(predictors, "SCRATCH", TINY)
     monkeypatch.setattr(models, "BUNDLED", save(tmp_path / "bundled", taught()))
@@ -236,7 +240,7 @@ def test_verbose_says_sizes_and_time(capsys):
 def test_verbose_says_no_rate_of_an_empty_file(capsys):
     Path("empty").touch()
     coder("compress", "empty", "-v")
-    assert re.fullmatch(r"empty: 0 bytes, 68 compressed, \d+\.\d s\n", capsys.readouterr().err)
+    assert re.fullmatch(r"empty: 0 bytes, 21 compressed, \d+\.\d s\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("terminal, words, shown", [(True, [], True), (True, ["-q"], False), (False, [], False)])
@@ -253,7 +257,7 @@ def test_info_says_what_is_in_a_file(capsys):
     coder("info", "text.mgz")
     said = capsys.readouterr().out
     for what in ("online", "1,076 bytes", f"{Path('text.mgz').stat().st_size} bytes", name_of(taught()),
-                 "1 of 262,144 bytes, 0 stored", header("text.mgz").sha256.hex(), "0 damaged"):
+                 "1 of 262,144 bytes, 0 stored", header("text.mgz").check.hex(), "0 damaged", "online, version 1"):
         assert what in said
 
 
@@ -338,6 +342,7 @@ def test_without_the_model_that_a_file_needs_the_sentence_names_it_and_says_what
     other = save("other", GPT(TINY, seed=5))
     coder("compress", "text", "--mode", "online", "--model", other)
     untouched()
+    shutil.rmtree(models.cache_folder(None))
     said = says("decompress", "text.mgz", "-f")
     assert f"needs the model with the fingerprint {name_of(GPT(TINY, seed=5))}" in said
     assert f"the bundled model has {name_of(taught())}" in said and "--model FILE" in said
@@ -364,6 +369,120 @@ def test_fast_needs_no_model(capsys, monkeypatch):
     coder("info", "text.mgz")
     said = capsys.readouterr().out
     assert re.search(r"mode +fast", said) and re.search(r"model +none", said) and re.search(r"primer +none", said)
+
+
+# --- models by fingerprint, and in the file ---------------------------------------------------------------------------------
+
+def test_a_model_of_ones_own_is_kept_under_its_fingerprint_and_found_again(capsys):
+    other = save("other", GPT(TINY, seed=5))
+    coder("compress", "text", "--mode", "online", "--model", other)
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"coder: text.mgz needs the model {name_of(GPT(TINY, seed=5))} to be decompressed; .*gpt keeps it .*\n", said)
+    Path(other).unlink()
+    coder("decompress", "text.mgz", "-o", "again")
+    assert Path("again").read_bytes() == LICENSE
+    kept = models.find_kept(short_fingerprint(GPT(TINY, seed=5)))
+    assert packed.unpack(kept.read_bytes())[0].config == TINY and kept.parent.parent == models.cache_folder(None)
+
+
+def test_a_damaged_copy_is_not_taken_for_the_model():
+    coder("compress", "text", "--mode", "online", "--model", save("other", GPT(TINY, seed=5)))
+    kept = models.find_kept(short_fingerprint(GPT(TINY, seed=5)))
+    kept.write_bytes(packed.pack(GPT(TINY, seed=6), None, None))
+    assert f"has {name_of(GPT(TINY, seed=6))}" in says("decompress", "text.mgz", "-o", "again")
+    kept.write_bytes(b"\x89MGP damaged")
+    assert "cannot be read" in says("decompress", "text.mgz", "-o", "again")
+
+
+def test_where_no_copy_can_be_kept_the_file_is_written_all_the_same(monkeypatch, capsys):
+    monkeypatch.setenv("MINIGPT_CACHE", "text/nowhere")
+    coder("compress", "text", "--mode", "online", "--model", save("other", GPT(TINY, seed=5)))
+    assert "needs the model" in capsys.readouterr().err and Path("text.mgz").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--mode", "online"]])
+def test_a_file_with_its_model_in_it_opens_with_nothing_else(words, monkeypatch, capsys):
+    coder("compress", "text", "--embed", "--model", save("other", taught()), *words)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(models, "load", None)
+    coder("decompress", "text.mgz", "-o", "again")
+    coder("info", "text.mgz")
+    model = len(packed.pack(taught()))
+    assert Path("again").read_bytes() == LICENSE
+    found = re.search(r"compressed +([\d,]+) bytes.*: ([\d,]+) of the model in it, ([\d,]+) of the rest", capsys.readouterr().out)
+    whole, of_model, rest = (int(number.replace(",", "")) for number in found.groups())
+    assert whole == Path("text.mgz").stat().st_size == of_model + rest and model < of_model < model + 20
+
+
+def test_a_mode_without_a_model_embeds_none(untouched):
+    assert "leave out --embed" in says("compress", "text", "--mode", "fast", "--embed")
+
+
+def test_a_model_that_was_released_is_named_by_its_release(monkeypatch):
+    other = GPT(TINY, seed=5)
+    monkeypatch.setitem(models.RELEASED, name_of(other), "coder/shakespeare.gpt of version 0.0")
+    coder("compress", "text", "--mode", "online", "--model", save("other", other))
+    shutil.rmtree(models.cache_folder(None))
+    assert "(coder/shakespeare.gpt of version 0.0)" in says("decompress", "text.mgz", "-f")
+
+
+def test_the_bundled_model_is_in_the_list_of_those_that_were_released():
+    assert short_fingerprint(models.load(REAL_BUNDLED)[0]).hex() in models.RELEASED
+
+
+# --- segments -----------------------------------------------------------------------------------------------------------
+
+def test_a_file_is_cut_into_segments_of_the_size_asked_for(capsys):
+    coder("compress", "text", "--segment", "0.5K", "--mode", "fast")
+    coder("decompress", "text.mgz", "-o", "again")
+    coder("info", "text.mgz")
+    said = capsys.readouterr().out
+    assert Path("again").read_bytes() == LICENSE and re.search(r"segments +3\n", said)
+    assert [int(words.split()[3]) for words in said.splitlines()[-3:]] == [512, 512, 52]
+    assert hashlib.sha256(LICENSE).hexdigest() in said
+
+
+@pytest.mark.parametrize("text, start, stop", [("500:600", 500, 600), (":3", 0, 3), ("1000:", 1000, None), (":", 0, None)])
+def test_a_range_of_the_original_is_written(text, start, stop, pipe):
+    coder("compress", "text", "--segment", "300", "--mode", "fast")
+    coder("decompress", "text.mgz", "--range", text, "-o", "part")
+    assert Path("part").read_bytes() == LICENSE[start:stop]
+    assert pipe(Path("text.mgz").read_bytes(), "decompress", "-", "--range", text) == LICENSE[start:stop]
+
+
+def test_a_range_that_is_not_there_is_one_sentence(untouched):
+    coder("compress", "text")
+    untouched()
+    assert "the original has 1,076 bytes" in says("decompress", "text.mgz", "-o", "part", "--range", "9:1077")
+
+
+@pytest.mark.parametrize("words", [["compress", "text", "--segment", "0"], ["compress", "text", "--segment", "2G"],
+                                   ["compress", "text", "--segment", "many"], ["decompress", "x.mgz", "--range", "5"],
+                                   ["decompress", "x.mgz", "--range", "a:b"], ["decompress", "x.mgz", "--range", "1:2", "--salvage"]])
+def test_a_size_or_range_that_is_none_shows_the_usage(words, capsys, untouched):
+    with pytest.raises(SystemExit) as caught:
+        coder(*words)
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith("usage: ")
+
+
+def test_joined_files_come_back(pipe):
+    coder("compress", "text", "--segment", "500", "--mode", "fast")
+    coder("compress", "text", "-o", "second")
+    assert pipe(Path("text.mgz").read_bytes() + Path("second").read_bytes(), "decompress", "-") == 2 * LICENSE
+
+
+def test_salvage_reads_standard_input_too(pipe):
+    coder("compress", "text", "--segment", "500", "--mode", "fast")
+    assert pipe(Path("text.mgz").read_bytes(), "decompress", "-", "--salvage") == LICENSE
+
+
+def test_info_of_a_file_that_is_cut_off_between_segments_exits_with_1(capsys):
+    coder("compress", "text", "--segment", "500", "--mode", "fast")
+    file = Path("text.mgz").read_bytes()
+    Path("text.mgz").write_bytes(file[:file.rindex(b"\x89GZ\6")])
+    with pytest.raises(SystemExit) as caught:
+        coder("info", "text.mgz")
+    assert caught.value.code == 1 and "cut off" in capsys.readouterr().out
 
 
 # --- primers ----------------------------------------------------------------------------------------------------------
@@ -423,8 +542,8 @@ def test_a_model_of_characters_is_refused(untouched):
 def make_bad_inputs():
     coder("compress", "text")
     file = Path("text.mgz").read_bytes()
-    for name, data in {"empty": b"", "foreign": b"PK\3\4" + bytes(100), "a text": LICENSE, "cut in the header": file[:50],
-                       "newer": file[:4] + b"\xff" + file[5:], "header damaged": file[:30] + b"??" + file[32:],
+    for name, data in {"empty": b"", "foreign": b"PK\3\4" + bytes(100), "a text": LICENSE, "cut in the header": file[:30],
+                       "newer": file[:3] + b"\xff" + file[4:], "header damaged": file[:24] + b"??" + file[26:],
                        "cut": file[:-7], "damaged": file[:-9] + b"?" + file[-8:], "longer": file + b"\n"}.items():
         Path(name + ".mgz").write_bytes(data)
 
@@ -432,7 +551,7 @@ def make_bad_inputs():
 @pytest.mark.parametrize("name, what", [
     ("empty", "empty"), ("foreign", "not a compressed file of this program"), ("a text", "not a compressed file"),
     ("cut in the header", "cut off"), ("newer", "newer program"), ("header damaged", "header of the file is damaged"),
-    ("cut", "block 1 of 1"), ("damaged", "block 1 of 1"), ("longer", "follow"), ("missing", "No such file"),
+    ("cut", "block 1 of 1"), ("damaged", "block 1 of 1"), ("longer", "no part of a compressed file"), ("missing", "No such file"),
 ])
 def test_a_file_that_cannot_be_decompressed_is_one_sentence(name, what, untouched):
     make_bad_inputs()
@@ -467,7 +586,7 @@ def test_an_input_that_is_no_file_is_one_sentence(command, name, untouched):
 
 def test_salvage_writes_what_is_intact_and_names_what_is_not():
     file = bytearray(compress(TEXT, "static", taught(), block_bits=10))
-    file[64 + 3 * 8 + 4 + len(read(bytes(file))[1][0].payload) + 20] ^= 1
+    file[header_size(bytes(file)) + len(read(bytes(file))[1][0].payload) + 20] ^= 1
     Path("torn.mgz").write_bytes(file)
     said = says("decompress", "torn.mgz", "--salvage")
     assert "1,128 of 2,152 bytes" in said and "1,024 to 2,047" in said
