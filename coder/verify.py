@@ -27,8 +27,8 @@ EXPECTED = {
     "online 1, primed: code": "6ebd8d330e307d73c3fcd27f69fcf77e11b6f2d72172b34401c3502631d8c730",
     "online 1, two models: code": "b3d000c81b5253fa74a5e7b31fb6a2da4c4d88507bb1a0c3308bda3b0a37b91f",
     "fast 1: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
-    "tokens 1: code": "db58fc7cf113ec341caa44938d169e77d0b42d9bc3930d90fd98e89463ab33d9",
-    "online tokens 1: code": "fbcdbf05bdebe43701ebc9e81fd89be369b3e44ac1af0e76746581e65cfe184c",
+    "tokens 1: code": "b952720ed02de3264590c74a72c54016ec4209866180a843012166fd3cc478f1",
+    "online tokens 1: code": "3ce9a5c7a9da1bdb409b46b75502e89bf7afdb66e8e287ef49947849b632b025",
     "scratch 1: code": "10430b0e2ea0d720567a54b7e6abf8cb7330c279d55831e6806a125235aa220c",
     "scratch 1: file": "52185c00225acb9c343ed5370806bf38fbdd3c20124a997971f1b7b6fff1566a",
 }
