@@ -327,14 +327,13 @@ def training(subject: Subject) -> dict[str, Any] | None:
 
 def find_text(sha256: str | None, path: str | None) -> bytes | None:
     """The text with that SHA-256: in the file of that path, or among the cached corpora."""
-    for known in corpus.CORPORA.values():
-        if known.sha256 == sha256:
-            return corpus.cached(corpus.cache_folder(None), known)
     try:
-        text = Path(path).read_bytes() if path else b""
+        if path and hashlib.sha256(text := Path(path).read_bytes()).hexdigest() == sha256:
+            return text
     except OSError:
-        return None
-    return text if hashlib.sha256(text).hexdigest() == sha256 else None
+        pass
+    known = next((known for known in corpus.CORPORA.values() if known.sha256 == sha256), None)
+    return known and corpus.cached(corpus.cache_folder(None), known)
 
 
 def rivals(text: bytes, tokenizer) -> dict[str, float]:
