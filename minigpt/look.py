@@ -66,7 +66,7 @@ def load(name: str | None) -> Subject:
         if members[0].config.vocab_size != tokenizer.vocab_size:
             raise CoderError(f"{path} is a packed model of {members[0].config.vocab_size} characters, without their names: "
                              "pass the checkpoint that it was made of")
-        note = f"the first of {len(members)} GPTs, whose mean predicts" if len(members) > 1 else ""
+        note = f"the first of its {len(members)} GPTs, whose predictions the coder averages" if len(members) > 1 else ""
         return Subject(members[0], tokenizer, path.name, note, {}, none, None)
     model, tokenizer, run, arrays = load_checkpoint(path)
     return Subject(model, tokenizer, path.name, "", run, arrays.get("losses", none), path.parent)
