@@ -167,7 +167,8 @@ def test_the_code_on_the_page_decodes_and_its_intervals_are_nested(kind):
         assert step["total"] == pytest.approx(total)
         assert step["bits"] == pytest.approx(np.log2(np.exp(row - row[i]).sum()), abs=2e-3)     # by the logits themselves
         assert step["share"][1] - step["share"][0] == pytest.approx(2 ** -step["bits"])
-    assert step["out"] == coding["code"][:len(step["out"])] and len(coding["code"]) <= len(step["out"]) + 2
+    before, after = step["out"], coding["code"]
+    assert int(after[:len(before)], 16) - int(before, 16) in (0, 1) and len(after) <= len(before) + 2       # 1: a last carry
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
