@@ -58,7 +58,7 @@ def load(name: str | None) -> Subject:
     none = np.zeros(0, np.float32)
     if name == "smollm2" or name and (name.endswith(".gguf") or Path(name).is_dir()):
         model, tokenizer, title = pretrained.load(name)
-        return Subject(model, tokenizer, title, "", {}, none, None)
+        return Subject(model, tokenizer, title, "here in float32; the coder rounds it to 8 bits", {}, none, None)
     path = Path(name or models.BUNDLED)
     if path.is_file() and path.open("rb").read(len(packed.MAGIC)) == packed.MAGIC:
         members = models.load(path)[0].members
