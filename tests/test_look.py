@@ -383,10 +383,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(trained, tmp_path_factory):
-    """Pages about a run, about a model of bytes with the longest text, and about a language model."""
+    """Pages about a run, about models of bytes with a long and the shortest text, and about a language model."""
     folder = tmp_path_factory.mktemp("pages")
     tokenizer = bpe.train(TEXT.encode() * 3, 262)
     subjects = {"run": (look.load(str(trained / FILE)), "2 bottles of"), "long": (subject(GPT(LARGE, 3)), "<b>" + TEXT * 3),
+                "short": (subject(GPT(CONFIGS["default"], 3)), "a"),
                 "language": (subject(GPT(GPTConfig(vocab_size=262, **SMALL), 3), tokenizer), TEXT)}
     for name, (model, text) in subjects.items():
         (folder / f"{name}.html").write_text(look.render(look.inspect(model, text)), "utf-8")
@@ -416,7 +417,7 @@ def open_page(browser, pages):
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 768, 390])
-@pytest.mark.parametrize("name", ["run", "long", "language"])
+@pytest.mark.parametrize("name", ["run", "long", "short", "language"])
 def test_it_fits_any_screen(name, width, scheme, open_page):
     page = open_page(name, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -481,7 +482,7 @@ def mark(page, t):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["run", "long", "language"])
+@pytest.mark.parametrize("name", ["run", "long", "short", "language"])
 def test_the_tour_is_a_dozen_questions_and_shows_what_it_speaks_of(name, width, open_page):
     page = open_page(name, width)
     page.keyboard.press("g")
@@ -491,7 +492,7 @@ def test_the_tour_is_a_dozen_questions_and_shows_what_it_speaks_of(name, width, 
         assert page.locator("section.now").count() == 1
         assert page.evaluate("document.activeElement.id") == "guide-next"
         text = page.text_content("#guide-text")
-        assert "undefined" not in text and "NaN" not in text
+        assert "undefined" not in text and "NaN" not in text and not re.search(r" -\d", text)
         page.keyboard.press("Enter")
     assert page.is_hidden("#guide")
     page.keyboard.press("g")
