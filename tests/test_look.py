@@ -400,7 +400,7 @@ def open_page(browser, pages):
     said, opened = [], []
 
     def open_(name, width=1280, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
@@ -491,6 +491,10 @@ def test_the_tour_is_a_dozen_questions_and_shows_what_it_speaks_of(name, width, 
         assert page.text_content("#guide-text .ask").count("?") == 1
         assert page.locator("section.now").count() == 1
         assert page.evaluate("document.activeElement.id") == "guide-next"
+        top, bottom, seen_from, seen_to = page.evaluate("[$(TOUR[step][0]).getBoundingClientRect(), $('ribbon').getBoundingClientRect()"
+                                                        ", $('guide').getBoundingClientRect()].flatMap((box, i) => "
+                                                        "[[box.top, box.bottom], [box.bottom], [box.top]][i])")
+        assert seen_from - 1 <= top and min(bottom, top + 60) <= seen_to        # between the ribbon and the guide
         text = page.text_content("#guide-text")
         assert "undefined" not in text and "NaN" not in text and not re.search(r" -\d", text)
         page.keyboard.press("Enter")
