@@ -164,7 +164,7 @@ def forward(model: GPT, ids: np.ndarray, heads: list[int], blocks: int) -> dict[
     x = model.tokens.forward(ids).copy()                            # (T, C)
     if model.positions:
         x = x + model.positions.forward(np.arange(T))
-    stream, sizes, added, found, mentioned = [numbers(x[:, :channels])], [size(x)], [], [], set()
+    stream, rms_of, added, found, mentioned = [numbers(x[:, :channels])], [rms(x)], [], [], set()
     depths = [lens(model, x, ids)]
     for i, block in enumerate(model.blocks):
         attention, feed_forward = block.attention.sublayer, block.feed_forward.sublayer
@@ -177,8 +177,8 @@ def forward(model: GPT, ids: np.ndarray, heads: list[int], blocks: int) -> dict[
             x = residual.forward(x, None, keep).copy()
             if i < blocks:
                 stream.append(numbers(x[:, :channels]))
-                sizes.append(size(x))
-                added.append(size(outputs[0]))
+                rms_of.append(rms(x))
+                added.append(rms(outputs[0]))
         if i < blocks:
             neurons = strongest(model, feed_forward)
             mentioned |= {symbol for neuron in neurons for symbol in neuron["raises"]}
@@ -194,7 +194,7 @@ def forward(model: GPT, ids: np.ndarray, heads: list[int], blocks: int) -> dict[
     return {
         "layers": found,                        # of each block: attention [head][row][column <= row], neurons
         "stream": stream,                       # [1 + 2 blocks][T][channels]: after the embedding and each sublayer
-        "sizes": sizes, "added": added,         # [1 + 2 blocks][T], [2 blocks][T]: root mean squares of the stream, of outputs
+        "rms": rms_of, "added": added,          # [1 + 2 blocks][T], [2 blocks][T]: root mean squares of the stream, of outputs
         "lens": [{"nats": numbers(losses[:-1]), "guess": guesses.tolist()} for _, _, losses, guesses in depths],
         "final": [[[i, *numbers(row[[i]])] for i in dict.fromkeys([*order, *([] if target is None else [target])])]
                   for row, order, target in zip(probabilities, likeliest.tolist(), after)],     # [T]: [(id, probability), ...]
@@ -235,7 +235,7 @@ def lens(model: GPT, x: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.nda
     return logits, loss.probabilities, loss.losses, logits.argmax(1)
 
 
-def size(x: np.ndarray) -> list[float]:
+def rms(x: np.ndarray) -> list[float]:
     """The root mean square of each row of x (N, C), in the order in which `reference.norm` adds."""
     return numbers(np.sqrt(row_dot(x, x) / np.float32(x.shape[1]))[:, 0])
 

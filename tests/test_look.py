@@ -93,7 +93,7 @@ def test_the_residual_stream_is_the_references_bits(both):
     page, seen, model, _ = both
     for of_page, x in zip(page["stream"], seen["x"], strict=True):
         assert float32(of_page).tobytes() == np.ascontiguousarray(x[:, :len(of_page[0])]).tobytes()
-    for name, found in ("sizes", seen["x"]), ("added", seen["added"]):
+    for name, found in ("rms", seen["x"]), ("added", seen["added"]):
         sizes = [np.sqrt((x.astype(np.float64) ** 2).mean(1)) for x in found]
         np.testing.assert_allclose(page[name], sizes, rtol=1e-6)
 
@@ -446,7 +446,7 @@ def test_each_number_on_the_page_has_the_digits_of_the_data(open_page):
     told = " ".join(page.eval_on_selector_all("[data-tip]", "marks => marks.map(mark => mark.dataset.tip)"))
     found = {float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", told)}
     t, data = len(page.data["ids"]) - 2, page.data
-    for numbers in (*data["layers"][0]["attention"][0], *(stage[t] for stage in data["stream"]), [size[t] for size in data["sizes"]],
+    for numbers in (*data["layers"][0]["attention"][0], *(stage[t] for stage in data["stream"]), [size[t] for size in data["rms"]],
                     *(line["nats"] for line in data["lens"]), *(n["active"][1:] for n in data["layers"][0]["neurons"]),
                     *(step["share"] for step in data["coding"]["steps"]), data["training"]["rivals"].values()):
         assert found.issuperset(numbers)
@@ -469,7 +469,7 @@ def test_the_keyboard_reaches_places_blocks_heads_and_marks(open_page):
     for key in "ArrowRight", "ArrowDown", "ArrowDown", "ArrowRight":
         page.keyboard.press(key)
     weight = page.data["layers"][1]["attention"][1][2][1]
-    assert page.text_content("#map-out") == f"o (2) looks at T (1): {weight!r}".replace("o (2)", f"{mark(page, 2)}").replace(
+    assert page.text_content("#map-out") == f"o (2) attends to T (1): {weight!r}".replace("o (2)", f"{mark(page, 2)}").replace(
         "T (1)", mark(page, 1))
     assert page.evaluate(chosen) == start - 1                   # the arrows were the figure's
     page.keyboard.press("Tab")
