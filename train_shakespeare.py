@@ -54,7 +54,7 @@ KEPT_AFTER = 0, 10, 30, 100, 300, 1000, 3000, 10000         # steps, and after t
 
 
 class KeepingTrainer(Trainer):
-    """A Trainer that keeps what its model writes after some steps, for `python -m minigpt look`.  It computes the same bits."""
+    """A Trainer that keeps what its model writes after some steps, for `python -m minigpt look`, and computes the same bits."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)

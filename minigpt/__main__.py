@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     see.add_argument("--model", metavar="FILE", help="as for sample, or a packed model (default: out/model.safetensors if it "
                      "exists, else the model that the coder comes with)")
     see.add_argument("--html", default="look.html", metavar="OUT", help="the page (default: look.html)")
-    see.add_argument("--head", type=int, default=1, metavar="N", help="the attention head that is shown first, and of a language "
-                     "model alone (default: 1)")
+    see.add_argument("--head", type=int, default=1, metavar="N", help="the attention head that is shown first, and of a "
+                     "language model alone (default: 1)")
     check = commands.add_parser("verify", help="recompute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     check.add_argument("--exhaustive", action="store_true",
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
         if options.command == "look":
             from .look import write         # a wing, which needs the coder
-            print(write(options.text, options.model or (DEFAULT if Path(DEFAULT).is_file() else None), options.html, options.head))
+            model = options.model or (DEFAULT if Path(DEFAULT).is_file() else None)
+            print(write(options.text, model, options.html, options.head))
             return
         if not 0 <= options.seed < 2 ** 64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")

@@ -123,9 +123,9 @@ def inspect(subject: Subject, text: str, head: int = 1) -> dict[str, Any]:
     mentioned |= {other for pairs in neighbours.values() for other, _ in pairs}
     logits = seen.pop("logits")
     return {
-        "model": {"name": subject.name, "note": subject.note, "parameters": sum(p.data.size for p in model.parameters().values()),
-                  "fingerprint": fingerprint(model), "config": {**config.to_json(), "head_size": config.head_size,
-                                                                "hidden": config.hidden}},
+        "model": {"name": subject.name, "note": subject.note, "fingerprint": fingerprint(model),
+                  "parameters": sum(parameter.data.size for parameter in model.parameters().values()),
+                  "config": {**config.to_json(), "hidden": config.hidden}},
         "text": text, "unit": {ByteTokenizer: "byte", CharTokenizer: "character"}.get(type(tokenizer), "token"),
         "tokenizer": type(tokenizer).__name__,
         "ids": ids.tolist(),                                        # (T,)
@@ -168,7 +168,8 @@ def forward(model: GPT, ids: np.ndarray, heads: list[int], blocks: int) -> dict[
     depths = [lens(model, x, ids)]
     for i, block in enumerate(model.blocks):
         attention, feed_forward = block.attention.sublayer, block.feed_forward.sublayer
-        for residual, sublayer in (block.attention, partial(attention.forward, T=T)), (block.feed_forward, feed_forward.forward):
+        parts = (block.attention, partial(attention.forward, T=T)), (block.feed_forward, feed_forward.forward)
+        for residual, sublayer in parts:
             outputs = []
 
             def keep(z):
@@ -183,7 +184,8 @@ def forward(model: GPT, ids: np.ndarray, heads: list[int], blocks: int) -> dict[
             neurons = strongest(model, feed_forward)
             mentioned |= {symbol for neuron in neurons for symbol in neuron["raises"]}
             weights = attention_weights(attention, T)
-            found.append({"attention": [[numbers(weights[h, t, :t + 1]) for t in range(T)] for h in heads], "neurons": neurons})
+            found.append({"attention": [[numbers(row[:t + 1]) for t, row in enumerate(weights[h])] for h in heads],
+                          "neurons": neurons})
         depths.append(lens(model, x, ids))
     logits, probabilities, _, _ = depths[-1]
     if not np.isfinite(logits).all():
@@ -212,7 +214,7 @@ def attention_weights(attention, T: int) -> np.ndarray:
 
 def strongest(model: GPT, feed_forward) -> list[dict]:
     """The neurons with the largest activations for the text: on each of its tokens, and which symbols they make likelier."""
-    active = feed_forward.contract.x                                # (T, n_hidden); the start symbol's own are left out of this:
+    active = feed_forward.contract.x                                # (T, n_hidden), of which the start symbol's do not count
     order = np.argsort(-np.abs(active[1:]).max(0), kind="stable")[:NEURONS]
     found = [{"neuron": n, "active": numbers(active[:, n])} for n in order.tolist()]
     signs = np.where(np.abs(active).max(0) > active.max(0), np.float32(-1), np.float32(1))

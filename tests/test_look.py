@@ -22,8 +22,10 @@ from minigpt import bpe, look, reference
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.exact import log
 from minigpt.model import GPT, GPTConfig
-from minigpt.tokenizer import ByteTokenizer, CharTokenizer
-from minigpt.trainer import FILE, Trainer
+from minigpt.optimizer import OptimizerConfig
+from minigpt.tokenizer import ByteTokenizer
+from minigpt.trainer import FILE, TrainConfig, Trainer
+from train_shakespeare import KeepingTrainer
 
 ROOT = Path(__file__).parents[1]
 TEXT = "To be, or not to be"
@@ -73,7 +75,7 @@ def both(request, monkeypatch):
 
     watch("softmax_parts", lambda result, scores: seen["weights"].append(result[0] / result[2]))
     watch("linear", lambda result, x, w, g, name: seen["active"].append(x) if name.endswith("contract") else None)
-    watch("dropout", lambda result, x, p, purpose, draw: (seen["x"] if purpose.endswith("embedding") else seen["added"]).append(x))
+    watch("dropout", lambda result, x, p, purpose, draw: seen["x" if purpose.endswith("embedding") else "added"].append(x))
     watch("residual", lambda result, *rest: seen["x"].append(result[0]))
     w = {name: parameter.data for name, parameter in model.parameters().items()}
     seen["logits"] = reference.forward(model.config, w, np.array([page["ids"]]))[0]
@@ -141,7 +143,8 @@ def test_the_code_on_the_page_decodes_and_its_intervals_are_nested(kind):
     tokenizer = ByteTokenizer() if kind == "bytes" else bpe.train(TEXT.encode() * 3, 262)
     vocabulary = 256 if kind == "bytes" else 2000               # too many for frequencies of one symbol
     if kind == "tokens":
-        tokenizer = bpe.BPETokenizer(tokenizer.vocabulary + [b"x%d" % i for i in range(vocabulary - 262)], tokenizer.merges, "gpt2")
+        rest = [b"x%d" % i for i in range(vocabulary - 262)]
+        tokenizer = bpe.BPETokenizer(tokenizer.vocabulary + rest, tokenizer.merges, "gpt2")
     model = GPT(GPTConfig(vocab_size=vocabulary, **SMALL), 3)
     page = look.inspect(subject(model, tokenizer), TEXT)
     ids, coding = page["ids"][1:], page["coding"]
@@ -206,8 +209,9 @@ def test_the_page_needs_nothing_from_elsewhere():
 
 
 def test_every_formula_names_a_function_that_exists():
-    names = re.findall(r'data-function="([\w.]+)"', look.TEMPLATE.read_text("utf-8"))
-    assert len(set(names)) > 15
+    formulas = re.findall(r'data-functions="([^"]+)"', look.TEMPLATE.read_text("utf-8"))
+    names = " ".join(formulas).split()
+    assert len(formulas) > 12 and len(set(names)) > 20 and look.TEMPLATE.read_text("utf-8").count('class="formula"') == 10
     for name in names:
         module = re.match(r"(\w+\.)*[a-z_]+(?=\.(_?[a-z]\w*|[A-Z]\w*\.\w+)$)", name).group()
         found = importlib.import_module(module)
@@ -218,9 +222,10 @@ def test_every_formula_names_a_function_that_exists():
 
 def test_only_this_wing_of_minigpt_imports_the_coder():
     for path in (ROOT / "minigpt").rglob("*.py"):
-        imported = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        roots = {(alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
-                 for node in imported if not getattr(node, "level", 0) for alias in node.names}
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        roots = {name.split(".")[0] for name in names}
         assert ("coder" in roots) == (path.name == "look.py"), path
 
 
@@ -234,8 +239,9 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_shakespeare, "draw_losses", lambda *arguments: None)
         patch.setattr("sys.argv", ["train_shakespeare.py"])
-        train_shakespeare.main([*"--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 2 --warmup 2 --steps 12".split(),
-                                "--tokenizer", "characters", "--data", str(folder / "text"), "--out", str(folder)])
+        options = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 2 --warmup 2 --steps 12"
+        train_shakespeare.main([*options.split(), "--tokenizer", "characters",
+                                "--data", str(folder / "text"), "--out", str(folder)])
     return folder
 
 
@@ -253,7 +259,8 @@ def test_the_command_writes_the_page(command, capsys):
     command("2 bottles", "--html", "page.html")
     page = Path("page.html").read_text("utf-8")
     assert capsys.readouterr().out == f"page.html: {len(page.encode()):,} bytes; open it in a browser\n"
-    assert read(page)["unit"] == "character" and [read(page)["labels"][str(i)] for i in read(page)["ids"]] == list("↵2␣bottles")
+    data = read(page)
+    assert data["unit"] == "character" and [data["labels"][str(i)] for i in data["ids"]] == list("↵2␣bottles")
     command("3 bottles", "--html", "page.html")                 # a page of ours is overwritten
     assert read(Path("page.html").read_text("utf-8"))["text"] == "3 bottles"
 
@@ -330,10 +337,10 @@ def test_a_long_run_is_thinned_out():
 
 def test_keeping_samples_changes_no_bit_of_the_training(tmp_path):
     files = []
-    for kind in Trainer, train_shakespeare.KeepingTrainer:
+    for kind in Trainer, KeepingTrainer:
+        (folder := tmp_path / kind.__name__).mkdir()
         trainer = kind(GPT(GPTConfig(**SMALL, dropout=0.1), 1), ByteTokenizer(), TEXT.encode() * 40,
-                       train_shakespeare.TrainConfig(steps=11, batch_size=2), train_shakespeare.OptimizerConfig(), tmp_path / kind.__name__)
-        (tmp_path / kind.__name__).mkdir()
+                       TrainConfig(steps=11, batch_size=2), OptimizerConfig(), folder)
         trainer.run()
         files.append(trainer.path.read_bytes())
     assert files[0] == files[1]
@@ -341,17 +348,16 @@ def test_keeping_samples_changes_no_bit_of_the_training(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_samples_of_one_that_was_not_interrupted(tmp_path):
-    kept, text, steps = [], TEXT.encode() * 40, train_shakespeare.TrainConfig(steps=31, batch_size=2)
+    kept, text, steps = [], TEXT.encode() * 40, TrainConfig(steps=31, batch_size=2)
     for stop in None, 20:
         folder = tmp_path / str(stop)
         folder.mkdir()
-        trainer = train_shakespeare.KeepingTrainer(GPT(GPTConfig(**SMALL), 1), ByteTokenizer(), text, steps,
-                                                   train_shakespeare.OptimizerConfig(), folder)
+        trainer = KeepingTrainer(GPT(GPTConfig(**SMALL), 1), ByteTokenizer(), text, steps, OptimizerConfig(), folder)
         if stop:
             for _ in range(stop):
                 trainer.step()
             trainer.save()
-            trainer = train_shakespeare.KeepingTrainer.resume(folder, text)
+            trainer = KeepingTrainer.resume(folder, text)
         trainer.run()
         kept.append((folder / look.SAMPLES).read_text())
     assert kept[0] == kept[1] and [s["step"] for s in json.loads(kept[0])["samples"]] == [0, 10, 30]
@@ -361,8 +367,8 @@ def test_a_sample_that_cannot_be_kept_does_not_end_a_run(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(train_shakespeare, "write_atomically", full)
-    trainer = train_shakespeare.KeepingTrainer(GPT(GPTConfig(**SMALL), 1), ByteTokenizer(), TEXT.encode() * 40,
-                                               train_shakespeare.TrainConfig(steps=1), train_shakespeare.OptimizerConfig(), tmp_path)
+    trainer = KeepingTrainer(GPT(GPTConfig(**SMALL), 1), ByteTokenizer(), TEXT.encode() * 40, TrainConfig(steps=1),
+                             OptimizerConfig(), tmp_path)
     trainer.step()
     assert trainer.step_count == 1
 
@@ -446,7 +452,7 @@ def test_each_number_on_the_page_has_the_digits_of_the_data(open_page):
     told = " ".join(page.eval_on_selector_all("[data-tip]", "marks => marks.map(mark => mark.dataset.tip)"))
     found = {float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", told)}
     t, data = len(page.data["ids"]) - 2, page.data
-    for numbers in (*data["layers"][0]["attention"][0], *(stage[t] for stage in data["stream"]), [size[t] for size in data["rms"]],
+    for numbers in (*data["layers"][0]["attention"][0], *(x[t] for x in data["stream"]), [rms[t] for rms in data["rms"]],
                     *(line["nats"] for line in data["lens"]), *(n["active"][1:] for n in data["layers"][0]["neurons"]),
                     *(step["share"] for step in data["coding"]["steps"]), data["training"]["rivals"].values()):
         assert found.issuperset(numbers)
@@ -491,10 +497,9 @@ def test_the_tour_is_a_dozen_questions_and_shows_what_it_speaks_of(name, width, 
         assert page.text_content("#guide-text .ask").count("?") == 1
         assert page.locator("section.now").count() == 1
         assert page.evaluate("document.activeElement.id") == "guide-next"
-        top, bottom, seen_from, seen_to = page.evaluate("[$(TOUR[step][0]).getBoundingClientRect(), $('ribbon').getBoundingClientRect()"
-                                                        ", $('guide').getBoundingClientRect()].flatMap((box, i) => "
-                                                        "[[box.top, box.bottom], [box.bottom], [box.top]][i])")
-        assert seen_from - 1 <= top and min(bottom, top + 60) <= seen_to        # between the ribbon and the guide
+        figure, ribbon, guide = (page.evaluate(f"$({id}).getBoundingClientRect().toJSON()")
+                                 for id in ("TOUR[step][0]", "'ribbon'", "'guide'"))
+        assert ribbon["bottom"] - 1 <= figure["top"] and min(figure["bottom"], figure["top"] + 60) <= guide["top"]
         text = page.text_content("#guide-text")
         assert "undefined" not in text and "NaN" not in text and not re.search(r" -\d", text)
         page.keyboard.press("Enter")
