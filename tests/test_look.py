@@ -32,7 +32,8 @@ TEXT = "To be, or not to be"
 SMALL = dict(block_size=32, n_layer=2, n_head=2, n_embd=32)
 CONFIGS = {
     "default": GPTConfig(**SMALL),
-    "grouped, gated, tied": GPTConfig(**SMALL, n_kv_head=1, activation="swiglu", n_hidden=40, tied=True),
+    "grouped, gated, tied": GPTConfig(block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, activation="swiglu", n_hidden=40,
+                                      tied=True),
     "post-norm, learned positions": GPTConfig(**SMALL, position="learned", norm="layer", norm_order="last", activation="gelu",
                                               qk_norm=False, bias=True, head_bias=True),
 }
