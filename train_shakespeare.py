@@ -10,6 +10,7 @@ import sys
 
 try:
     import argparse
+    import json
     import math
     import shlex
     from dataclasses import fields, replace
@@ -18,6 +19,7 @@ try:
     from minigpt import corpus
     from minigpt.checkpoint import CheckpointError, fingerprint
     from minigpt.config import CHOICES, GPTConfig, OptimizerConfig
+    from minigpt.files import write_atomically
     from minigpt.model import GPT
     from minigpt.plot import draw_losses
     from minigpt.sampling import stream
@@ -47,6 +49,35 @@ SAMPLES = [
 ]
 WITHOUT_PROMPT = ("", 0.8, 25, 150, 123)    # prompt, temperature, top-k, tokens, seed
 LEAST_LINE = 10                             # characters: the preset simple ends a sample at the first line break after more
+KEPT = "samples.json"                       # beside the checkpoint: {"data": path or null, "samples": [{"step", "text"}, ...]}
+KEPT_AFTER = 0, 10, 30, 100, 300, 1000, 3000, 10000         # steps, and after the last one
+
+
+class KeepingTrainer(Trainer):
+    """A Trainer that keeps what its model writes after some steps, for `python -m minigpt look`, and computes the same bits."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.data = None                    # the file that the text is from, if it is the user's own
+
+    def step(self) -> float:
+        if self.step_count in KEPT_AFTER:
+            self.keep_sample()
+        return super().step()
+
+    def keep_sample(self) -> None:
+        """Nothing happens where the file cannot be written: a sample is no reason to end a run."""
+        path, step = self.out / KEPT, self.step_count
+        try:
+            earlier = [s for s in json.loads(path.read_text("utf-8"))["samples"] if s["step"] < step] if step else []
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = []
+        try:
+            text = "".join(stream(self.model, self.tokenizer, "", 160, temperature=0.8, seed=42))
+            samples = [*earlier, {"step": step, "text": text}]
+            write_atomically(path, json.dumps({"data": self.data, "samples": samples}, indent=1).encode())
+        except (OSError, ValueError):
+            pass
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         text = corpus.load(options.data, options.corpus)
         print(f"text: {text.name}, {len(text.data):,} bytes")
-        trainer = Trainer.resume(options.out, text.data) if options.resume else start(options, text.data)
+        trainer = KeepingTrainer.resume(options.out, text.data) if options.resume else start(options, text.data)
+        trainer.data = options.data and str(Path(options.data).resolve())
         describe(trainer)
         seconds, done = trainer.run(lambda: draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count],
                                                         trainer.validations))
@@ -62,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options)}")
             sys.exit(130)
         try:
+            trainer.keep_sample()
             summarise(trainer, seconds, options.preset == "simple")
         except KeyboardInterrupt:
             sys.exit(130)                               # the run is done and saved
@@ -134,7 +167,7 @@ def start(options, text):
         except UnicodeDecodeError:
             raise TrainingError("the text is not UTF-8, so it has no characters: pass --tokenizer bytes") from None
     model = GPT(replace(model_config, vocab_size=tokenizer.vocab_size), train_config.seed)
-    trainer = Trainer(model, tokenizer, text, train_config, optimizer_config, options.out)
+    trainer = KeepingTrainer(model, tokenizer, text, train_config, optimizer_config, options.out)
     Path(options.out).mkdir(parents=True, exist_ok=True)        # now, rather than after an hour, if it cannot be
     return trainer
 

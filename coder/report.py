@@ -282,11 +282,12 @@ def _escaped(text):
     return escape("".join(map(shown, text)))
 
 
-def claim(path: str | Path):
-    """CoderError unless a page can be written to path: better now than in a minute.  Only a page of ours is overwritten."""
+def claim(path: str | Path, head: str = HEAD):
+    """CoderError unless a page can be written to path: better now than in a minute.  Only a page that begins with `head`, as
+    ours do, is overwritten."""
     path = Path(path)
     try:
-        if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(head.encode())):
             raise CoderError(f"{path} exists and is not a page of this script: name another with --html")
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -1,4 +1,5 @@
-"""python -m minigpt sample: text from a trained model.  python -m minigpt verify: does this machine compute the same bits?"""
+"""python -m minigpt sample: text from a trained model.  look: a page that shows what happens to a text inside a network.
+verify: does this machine compute the same bits?"""
 
 import sys
 
@@ -15,13 +16,15 @@ try:
 except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
     sys.exit(130)
 
+DEFAULT = "out/model.safetensors"
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minigpt", description="A GPT by hand.")
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="generate text with a trained model",
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    sample.add_argument("--model", default="out/model.safetensors", metavar="FILE",
+    sample.add_argument("--model", default=DEFAULT, metavar="FILE",
                         help="a checkpoint, a GGUF file, a folder with config.json and model.safetensors, or smollm2")
     sample.add_argument("--prompt", default="", help="the text to continue")
     sample.add_argument("--tokens", type=int, default=500, help="largest number of tokens to generate")
@@ -32,6 +35,13 @@ def main(arguments: list[str] | None = None) -> None:
                         help="sample from the likeliest tokens that together have this probability")
     sample.add_argument("--seed", type=int, default=42, help="seed of the random numbers")
     sample.add_argument("--stop", default="", metavar="TEXT", help="end before this text")
+    see = commands.add_parser("look", help="write a page that shows what happens to a text inside a network")
+    see.add_argument("text", metavar="TEXT", help="the text that goes through the network, some words")
+    see.add_argument("--model", metavar="FILE", help="as for sample, or a packed model (default: out/model.safetensors if it "
+                     "exists, else the model that the coder comes with)")
+    see.add_argument("--html", default="look.html", metavar="OUT", help="the page (default: look.html)")
+    see.add_argument("--head", type=int, default=1, metavar="N", help="the attention head that is shown first, and of a "
+                     "language model alone (default: 1)")
     check = commands.add_parser("verify", help="recompute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     check.add_argument("--exhaustive", action="store_true",
@@ -42,6 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
             if options.exhaustive:
                 sys.exit(not exhaustive.report())
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
+        if options.command == "look":
+            from .look import write         # a wing, which needs the coder
+            model = options.model or (DEFAULT if Path(DEFAULT).is_file() else None)
+            print(write(options.text, model, options.html, options.head))
+            return
         if not 0 <= options.seed < 2 ** 64:
             raise ValueError(f"seed must be from 0 to 2^64 - 1, but is {options.seed}")
         published = options.model == "smollm2" or options.model.endswith(".gguf") or Path(options.model).is_dir()
