@@ -50,7 +50,7 @@ def to_integers(x, most=127, size=64):
     """(integers (..., G, size), scales (..., G)) of groups along the last axis: the largest of a group becomes `most`.
     [Q8_0 of ggml]"""
     x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % size), f32)], axis=-1).reshape(*x.shape[:-1], -1, size)
-    largest, most = np.fmax.reduce(np.abs(x), axis=-1, initial=f32(0)), f32(most)
+    largest, most = np.where(np.isnan(x), f32(0), np.abs(x)).max(axis=-1), f32(most)
     with np.errstate(all="ignore"):
         x = x * np.where(largest > f32(2.0 ** -100), most / largest, f32(0))[..., None]
     x = np.where(x > -most, x, -most)                                               # -most for NaN
