@@ -8,6 +8,7 @@ so that no critic, however good, can show more than log N.  The critic here is f
 import numpy as np
 
 from minigpt import rng
+from minigpt.kernels.matmul import matmul
 
 from .depth import states, windows
 from .material import bundled, table, text
@@ -18,13 +19,20 @@ BETA1, BETA2 = 0.9, 0.99
 
 def info_nce(z: np.ndarray, phi: np.ndarray, W: np.ndarray) -> tuple[float, np.ndarray]:
     """(log N - L in nats, dL/dW (a, b)) of N pairs z (N, a), phi (N, b), and W (a, b)."""
-    scores = z @ W @ phi.T                                                      # (N, N): row i's partner is column i
+    scores = times(times(z, W), phi.T)                                          # (N, N): row i's partner is column i
     scores = scores - scores.max(1, keepdims=True)
     p = np.exp(scores)
     total = p.sum(1)
     bound = np.log(len(z)) + (np.diag(scores) - np.log(total)).mean()
     # dL/dscores_ij = (softmax_ij - (i == j)) / N, and scores = z W phi^T
-    return float(bound), z.T @ ((p / total[:, None] - np.eye(len(z))) / len(z)) @ phi
+    return float(bound), times(z.T, times((p / total[:, None] - np.eye(len(z))) / len(z), phi))
+
+
+def times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b (n, m), rounded to float32, with our own kernel: for products this small, BLAS spends most of its threads' time
+    waiting for each other."""
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    return matmul(a, b, np.empty((len(a), b.shape[1]), np.float32)).astype(np.float64)
 
 
 def learn(z: np.ndarray, phi: np.ndarray, N: int, steps: int, purpose: str, rate: float = 0.01) -> np.ndarray:
