@@ -79,7 +79,8 @@ def pytorchs(model):
             attentions = [("self_attn", "attention")] + [("multihead_attn", "cross")] * leaky
             for theirs, ours in attentions:
                 module = getattr(layer, theirs)
-                fill({"weight": module.in_proj_weight, "bias": module.in_proj_bias}, f"blocks.{i}.{ours}", ["query", "key", "value"])
+                inputs = {"weight": module.in_proj_weight, "bias": module.in_proj_bias}
+                fill(inputs, f"blocks.{i}.{ours}", ["query", "key", "value"])
                 fill(dict(module.out_proj.named_parameters()), f"blocks.{i}.{ours}", ["projection"])
             fill(dict(layer.linear1.named_parameters()), f"blocks.{i}.feed_forward", ["expand"])
             fill(dict(layer.linear2.named_parameters()), f"blocks.{i}.feed_forward", ["contract"])

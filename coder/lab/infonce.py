@@ -44,7 +44,8 @@ def learn(z: np.ndarray, phi: np.ndarray, N: int, steps: int, purpose: str, rate
         _, gradient = info_nce(z[chosen], phi[chosen], W)
         mean += (1 - BETA1) * (gradient - mean)
         square += (1 - BETA2) * (gradient ** 2 - square)
-        W -= rate * (1 - step / steps) * mean / (1 - BETA1 ** (step + 1)) / (np.sqrt(square / (1 - BETA2 ** (step + 1))) + 1e-8)
+        direction = mean / (1 - BETA1 ** (step + 1)) / (np.sqrt(square / (1 - BETA2 ** (step + 1))) + 1e-8)
+        W -= rate * (1 - step / steps) * direction
     return W
 
 
@@ -56,9 +57,9 @@ def average(z: np.ndarray, phi: np.ndarray, W: np.ndarray, N: int, purpose: str,
 
 
 def gaussian_pairs(count: int, d: int, information: float, purpose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z (count, d + 1), phi (count, 2 d) and the best W, for x and y normal in d dimensions, whose channels correlate by r with
-    -d / 2 log(1 - r^2) = information (nats).  log p(y|x) - log p(y) = (r x y - r^2 (x^2 + y^2) / 2) / (1 - r^2) + ..., of which
-    what depends on x alone cancels; z = (x, 1) and phi = (y, y^2) can express the rest."""
+    """z (count, d + 1), phi (count, 2 d) and the best W, for x and y normal in d dimensions, whose channels correlate by r
+    with -d / 2 log(1 - r^2) = information (nats).  log p(y|x) - log p(y) = (r x y - r^2 (x^2 + y^2) / 2) / (1 - r^2) + ..., of
+    which what depends on x alone cancels; z = (x, 1) and phi = (y, y^2) can express the rest."""
     r2 = -np.expm1(-2 * information / d)
     x, noise = normals(3, purpose, 2 * count * d).reshape(2, count, d)
     y = np.sqrt(r2) * x + np.sqrt(1 - r2) * noise
@@ -105,11 +106,12 @@ def run(data=None) -> dict[str, list]:
     loss = model.loss(new[:, :-1], new[:, 1:])
     print()
     table(("k", "bound, N = 256"), *rows)
-    print(f"\nNats between the last state of the first GPT and the letter k ahead, {new.size:,} held-out bytes; critics learned on "
-          f"{known.size:,} bytes\nthat the model knew. With the model's own head as the critic, k = 1: {own:.2f}; from its loss, "
-          f"{marginal:.2f} - {loss:.2f} = {marginal - loss:.2f} [Barber and Agakov 2003].\n"
-          "It shows a lower bound that tightens with N, never above log N, and falls fast with k. It does not show the information: a\n"
-          "poor critic and a small N look like ignorance, as the third normal pair does; below 0, the critic has learned accidents.")
+    print(f"""
+Nats between the last state of the first GPT and the letter k ahead, {new.size:,} held-out bytes; critics learned on
+{known.size:,} bytes that the model knew. With the model's own head as the critic, k = 1: {own:.2f}; from its loss,
+{marginal:.2f} - {loss:.2f} = {marginal - loss:.2f} [Barber and Agakov 2003].
+It shows a lower bound that tightens with N, never above log N, and falls fast with k. It does not show the information: a
+poor critic and a small N look like ignorance, as the third normal pair does; below 0, the critic has learned accidents.""")
     return results
 
 

@@ -1,8 +1,8 @@
 """7. Scaling, and memory: what more parameters and text buy, where more parameters hurt, and what they learn by heart.
 
 Three sizes of a network learn from four amounts of text, for equally many steps.  Power laws of both (laws.py) are fitted to
-the least loss held out on the way, as early stopping would have it, and each loss is predicted from all others.  What parameters
-learn by heart is measured on random bytes (memory.py).
+the least loss held out on the way, as early stopping would have it, and each loss is predicted from all others.  What
+parameters learn by heart is measured on random bytes (memory.py).
 """
 
 from itertools import product
@@ -92,8 +92,9 @@ This shows that more parameters than bytes of text hurt where training goes on: 
 heart, and predicts other text worse than the smallest network. And that it takes both: where text is short, more parameters
 buy nothing, which the joined law says and the added one does not. A parameter keeps about 2 bits, and packed model and code
 together are longer than the random bytes, as they must be. It contradicts the claim that there is an E to be seen: twelve
-losses do not determine it, since both joined laws predict equally well. It does not show what longer training would do (it keeps more
-bits), nor that a law holds beyond what was measured. And the step to stop at was chosen on the text whose loss is reported."""
+losses do not determine it, since both joined laws predict equally well. It does not show what longer training would do (it
+keeps more bits), nor that a law holds beyond what was measured. And the step to stop at was chosen on the text whose loss is
+reported."""
 
 
 def plot(figure, results: dict) -> None:

@@ -1,8 +1,8 @@
 """6. Model and delta: two-part codes of one text, and a code that sends no model.
 
 A two-part code of a text x sends a model M, and then x as M codes it: L(M) + L(x | M).  Over all models it is least where M
-holds all that is regular in x and nothing else, Kolmogorov's minimal sufficient statistic.  How far a model lies above the least
-is the randomness deficiency of x under it [Vereshchagin and Vitanyi 2004]: what it fails to explain, or what it knows besides.
+holds all that is regular in x and nothing else, Kolmogorov's minimal sufficient statistic.  How far a model lies above the
+least is the randomness deficiency of x under it [Vereshchagin and Vitanyi 2004]: what it fails to explain, or knows besides.
 Their structure function, the least L(x | M) of all models of at most so many bytes, cannot be computed; any set of models
 bounds it from above.  The prequential code [Dawid 1984] sends no model: it codes each part with what those before it taught.
 """
@@ -119,9 +119,9 @@ def run(data: str | None = None, size: int = SIZE, steps: tuple[int, ...] = STEP
 WHAT_IT_SHOWS = """
 This shows that the sum has its least inside: coarser weights lose what is regular in the text, and finer ones, like a model
 that has learned less, spend bytes that the text does not give back. The more a model has learned, the more of its digits are
-worth sending. It does not show K(x), nor the least deficiency: each number is an upper bound. A packed model takes nearly as many
-bytes after 0 steps as after 2,000, although a seed would describe the first: pack takes random weights for knowledge. And the
-same network, learning as it codes, needs fewer bytes than any two parts, since it never spells its weights out [Blier and
+worth sending. It does not show K(x), nor the least deficiency: each number is an upper bound. A packed model takes nearly as
+many bytes after 0 steps as after 2,000, although a seed would describe the first: pack takes random weights for knowledge. And
+the same network, learning as it codes, needs fewer bytes than any two parts, since it never spells its weights out [Blier and
 Ollivier 2018]. (scratch and fast are other models, and gain by that, too.) The hull bounds the structure function at its
 corners only."""
 
