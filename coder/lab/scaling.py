@@ -88,13 +88,13 @@ def run(data: str | None = None, widths=WIDTHS, amounts=AMOUNTS, steps: int = ST
 
 
 WHAT_IT_SHOWS = """
-This shows that more parameters than bytes of text hurt where training continues: the largest network fits the smallest text ever
-better, and predicts other text worse than the smallest network. And that it takes both: where text is short, more parameters
-buy nothing, which the joined law says and the added one does not. A parameter keeps about 2 bits, and packed model and code
-together are longer than the random bytes, as they must be. It contradicts the claim that there is an E to be seen: twelve
-losses do not determine it, since the joined law predicts no better with it than without. It does not show what longer training
-would do (it keeps more bits), nor that a law holds beyond what was measured. And the step to stop at was chosen on the text
-whose loss is reported."""
+This shows that more parameters than bytes of text hurt where training continues: the largest network fits the smallest text
+ever better, and predicts other text worse than the smallest network. And that it takes both: where text is short, more
+parameters buy nothing, which the joined law says and the added one does not. A parameter keeps about 2 bits, and packed
+model and code together are longer than the random bytes, as they must be. It contradicts the claim that there is an E to be
+seen: twelve losses do not determine it, since the joined law predicts no better with it than without. It does not show what
+longer training would do (it keeps more bits), nor that a law holds beyond what was measured. And the step to stop at was
+chosen on the text whose loss is reported."""
 
 
 def plot(figure, results: dict) -> None:
@@ -108,8 +108,8 @@ def plot(figure, results: dict) -> None:
     left.set(xlabel="parameters", ylabel="nats per byte held out (dotted: the least)")
     for size in sorted({k.parameters for k in results["memory"]}):
         of = [k for k in results["memory"] if k.parameters == size]
-        right.loglog([8 * k.size for k in of], [k.bits for k in of], "o-", label=f"{size:,} parameters")
-    right.loglog([8 * k.size for k in of], [8 * k.size for k in of], "k:", label="all")
-    right.set(xlabel="random bits", ylabel="bits kept")
+        right.plot([k.size / 1e3 for k in of], [k.bits / 8e3 for k in of], "o-", label=f"{size:,} parameters")
+    right.axline((0, 0), slope=1, color="black", linestyle=":", label="all")
+    right.set(xlabel="random kB", ylabel="kB kept", ylim=(0, 1.2 * max(k.bits / 8e3 for k in results["memory"])))
     for axes in left, right:
         axes.legend(fontsize=6)
