@@ -35,6 +35,7 @@ from coder.intervals import WHOLE, bits, decode, shortest_code, steps
 from coder.predictor import static
 from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
+from minigpt.exits import one_sentence
 
 SENTENCE = b"To be, or not to be"
 FIRST_BYTES = 8 * 1024      # of a longer text
@@ -56,17 +57,9 @@ def main(arguments=None):
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="replace")
-    try:
+    with one_sentence("compress_demo", CoderError, CheckpointError, FloatingPointError,
+                      interrupted="\ncompress_demo: interrupted"):
         run(options)
-    except (CoderError, CheckpointError, FloatingPointError) as error:
-        sys.exit(f"compress_demo: {error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nobody reads what it still buffers
-        sys.exit("compress_demo: the reader closed the output")
-    except OSError as error:
-        sys.exit(f"compress_demo: {error.filename or 'output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        sys.exit("\ncompress_demo: interrupted")
 
 
 def parse(arguments):

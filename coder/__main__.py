@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minigpt.checkpoint import CheckpointError, fingerprint
 from minigpt.ensemble import combine
+from minigpt.exits import one_sentence
 from minigpt.files import replacing, write_atomically
 
 from . import models, packed, verify
@@ -37,31 +38,9 @@ def main(arguments: list[str] | None = None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with one_sentence("coder", CoderError, CheckpointError, FloatingPointError,
+                      interrupted="coder: interrupted, nothing written"):
         options.run(options)
-        if sys.stdout:
-            sys.stdout.flush()
-    except (CoderError, CheckpointError, FloatingPointError) as error:
-        sys.exit(f"coder: {error}")
-    except BrokenPipeError:
-        forget_output()
-        sys.exit("coder: the reader closed the output")
-    except OSError as error:
-        forget_output()
-        sys.exit(f"coder: {error.filename or 'output'}: {error.strerror or error}")
-    except MemoryError:
-        sys.exit("coder: not enough memory")
-    except KeyboardInterrupt:
-        sys.exit("coder: interrupted, nothing written")
-
-
-def forget_output():
-    """Discard what standard output still buffers, or Python would try to flush it, and fail, again at exit."""
-    if sys.stdout:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments):

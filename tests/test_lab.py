@@ -10,7 +10,7 @@ import pytest
 
 from coder.lab import __main__ as command_line
 from coder.lab import material
-from coder.lab.__main__ import LabError, experiments, main, run_experiment
+from coder.lab.__main__ import experiments, main
 from minigpt import corpus
 
 ROOT = Path(__file__).parents[1]
@@ -53,13 +53,15 @@ def test_nothing_outside_the_lab_imports_it():
                     assert not any("lab" in name.split(".") for name in names), path
 
 
-def test_the_chapter_has_a_section_for_every_experiment_in_order():
+def test_the_chapter_has_a_section_for_every_experiment_in_order_and_no_other():
     sections = re.split(r"^### ", CHAPTER, flags=re.MULTILINE)[1:]
-    told = {re.match(r"(\d+)\. `(\w+)`", section).groups(): section for section in sections}
+    told = [re.match(r"(\d+)\. `(\w+)`: \S", section).groups() for section in sections]
+    assert told == [(title.partition(".")[0], name) for name, title in experiments().items()]
     assert [int(number) for number, _ in told] == list(range(1, len(told) + 1))
-    for name, title in experiments().items():
-        section = told[title.partition(".")[0], name]
-        assert f"python -m coder.lab {name}" in section and "**What it does not show.**" in section
+    for (_, name), section in zip(told, sections):
+        places = [section.find(part) for part in ("**Claim.**", "**Experiment.**", f"\n    python -m coder.lab {name}\n",
+                                                  "**Result.**", "**What it does not show.**")]
+        assert -1 not in places and places == sorted(places), name
 
 
 def test_every_experiment_runs_and_can_be_drawn():

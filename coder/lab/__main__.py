@@ -14,8 +14,9 @@ try:
     import importlib
     import inspect
     import io
-    import os
     from pathlib import Path
+
+    from minigpt.exits import one_sentence
 except KeyboardInterrupt:
     sys.exit(130)
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.name and (options.data or options.plot):
         parser.error("--data and --plot need the NAME of an experiment")
-    try:
+    with one_sentence("lab", LabError):
         if sys.stdout:
             sys.stdout.reconfigure(errors="replace")            # a terminal may not encode every character
         if options.name:
@@ -44,18 +45,6 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             for name, title in experiments().items():
                 print(f"{name:<16}{title}")
-        sys.stdout.flush()
-    except LabError as error:
-        sys.exit(f"lab: {error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # nobody reads what it still buffers
-        sys.exit("lab: the reader closed the output")
-    except OSError as error:
-        sys.exit(f"lab: {error.filename or 'output'}: {error.strerror or error}")
-    except MemoryError:
-        sys.exit("lab: not enough memory")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def experiments() -> dict[str, str]:

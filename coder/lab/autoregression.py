@@ -3,7 +3,8 @@
 With x_j the normalised input at place j, W_h = Wv_h Wo_h (C, C) for head h, and A_h(x) the softmax of the scores (T, T),
     out_i = sum_h sum_j<=i  A_h,ij(x)  x_j W_h  (+ a constant where there are biases):
 an autoregression of a vector on its past, whose coefficients the window itself sets.  Here A is read from a trained model, the
-sum compared with the layer, and A then frozen at its mean over other windows: what is left is linear, with constant coefficients.
+sum compared with the layer, and A then frozen at its mean over other windows: what is left is linear, with constant
+coefficients.
 """
 
 import numpy as np
@@ -18,7 +19,8 @@ BITS = np.log2(np.e)
 
 def coefficients(attention, T: int) -> np.ndarray:
     """A (H, T, T), float64, of the one window that went through the layer last: row i weighs the places j <= i."""
-    q, k = (np.asarray(y, np.float64).reshape(T, -1, attention.head_size).transpose(1, 0, 2) for y in (attention.q, attention.k))
+    q, k = (np.asarray(y, np.float64).reshape(T, -1, attention.head_size).transpose(1, 0, 2)
+            for y in (attention.q, attention.k))
     k = np.repeat(k, len(q) // len(k), axis=0)
     scores = np.where(np.tri(T, dtype=bool), attention.scale * q @ k.transpose(0, 2, 1), -np.inf)
     A = np.exp(scores - scores.max(-1, keepdims=True))
@@ -88,13 +90,15 @@ def run(data=None, count: int = 24, learned: int = 48) -> np.ndarray:
         rows.append((f"block {layer + 1}", "yes" if errors[layer] <= 1e-5 * sizes[layer] else "to 4 digits", f"{constant:.2f}",
                      f"{frozen:.3f}", f"{frozen - whole:+.3f}"))
     everything = bits(dict(enumerate(means)))
-    rows += [("all blocks", "-", "-", f"{everything:.3f}", f"{everything - whole:+.3f}"), ("none", "-", "-", f"{whole:.3f}", "+0.000")]
+    rows += [("all blocks", "-", "-", f"{everything:.3f}", f"{everything - whole:+.3f}"),
+             ("none", "-", "-", f"{whole:.3f}", "+0.000")]
     table(("coefficients frozen in", "sum = layer, to 5 digits", "mean's share of A^2", "bits per byte", "more"), *rows)
-    print(f"\nThe first of the bundled model's three GPTs, {count * T:,} held-out bytes; means over {learned} windows of text it knew.\n"
-          "It shows that the sum is the layer, and what is lost where its coefficients no longer depend on the text: that is the\n"
-          "nonlinear part. It does not show what a model trained with constant coefficients could do (this one was not made for it),\n"
-          "nor causes: a coefficient says how a state enters a sum, not that the letter mattered. The input x_j is a state, not a\n"
-          "letter, and nonlinear in the text itself from the second block on.")
+    print(f"""
+The first of the bundled model's three GPTs, {count * T:,} held-out bytes; means over {learned} windows of text it knew.
+It shows that the sum is the layer, and what is lost where its coefficients no longer depend on the text: that is the
+nonlinear part. It does not show what a model trained with constant coefficients could do (this one was not made for it), nor
+causes: a coefficient says how a state enters a sum, not that the letter mattered. The input x_j is a state, not a letter, and
+nonlinear in the text itself from the second block on.""")
     pictures = []
     forward(model, np.frombuffer(held_out, np.uint8, 64).astype(np.int64), {},
             lambda layer, attention, x, out: pictures.append(coefficients(attention, 64).mean(0)))

@@ -1,7 +1,7 @@
 """Couplings of least Gromov-Wasserstein cost, for the experiment `gromov`: entropic ones, permutations, and all permutations.
 
-Two sets of n points, each known only by the distances C (n, n) between its own points.  A coupling T (n, n) >= 0, whose rows and
-columns sum to 1 / n, says which point of one goes with which of the other, and
+Two sets of n points, each known only by the distances C (n, n) between its own points.  A coupling T (n, n) >= 0, whose rows
+and columns sum to 1 / n, says which point of one goes with which of the other, and
     GW(C1, C2) = min over T of  sum_ijkl (C1_ik - C2_jl)^2 T_ij T_kl                        [Memoli 2011]
 asks that far apart stay far apart.
 """
@@ -49,7 +49,7 @@ def sinkhorn(M: np.ndarray, epsilon: float, rounds: int = 500, tolerance: float 
 
 def entropic(C1: np.ndarray, C2: np.ndarray, epsilon: float, T: np.ndarray | None = None, rounds: int = 200,
              tolerance: float = 1e-12) -> np.ndarray:
-    """A local minimum T of cost - epsilon * entropy: Sinkhorn's algorithm on the gradient, again and again. [Peyre et al. 2016]"""
+    """A local minimum T of cost - epsilon * entropy: Sinkhorn's algorithm on the gradient, repeated.  [Peyre et al. 2016]"""
     T = np.full((len(C1), len(C2)), 1 / len(C1) / len(C2)) if T is None else T
     for _ in range(rounds):
         T, before = sinkhorn(gradient(C1, C2, T), epsilon, tolerance=tolerance), T
@@ -93,8 +93,8 @@ def lower_bound(C1: np.ndarray, C2: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def align(C1: np.ndarray, C2: np.ndarray) -> tuple[float, np.ndarray]:
-    """(cost, permutation): the better of two local minima, from the lower bound's permutation and from entropic couplings, ever
-    less entropic."""
+    """(cost, permutation): the better of two local minima, from the lower bound's permutation and from ever less entropic
+    couplings."""
     found, n, smooth = [], len(C1), None
     for epsilon in 0.02, 0.005, 0.002:
         smooth = entropic(C1, C2, epsilon, smooth, rounds=20, tolerance=1e-5 / n)

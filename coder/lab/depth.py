@@ -79,14 +79,15 @@ def run(data=None, count: int = 32, learned: int = 192) -> np.ndarray:
     whole = BITS * model.loss(ids[:8], targets[:8])
     partial = BITS * Probe(model).loss(states(model, ids[:8])[-1], targets[:8].reshape(-1))
     if abs(whole - partial) > 1e-6:
-        raise RuntimeError(f"the last state gives {partial} bits, but the model {whole}: this model is not taken apart rightly")
+        raise RuntimeError(f"the last state gives {partial} bits, but the model {whole}: it is not taken apart rightly")
     table(("after block", "its own head: bits per byte", "a head trained for this depth", "change"),
           *((str(i) if i else "0 (embedding)", f"{a:.3f}", f"{b:.3f}", f"{c:+.3f}" if i else "-")
             for i, (a, b, c) in enumerate(zip(own, anew, np.diff(anew, prepend=anew[0])))))
-    print(f"\nThe first of the bundled model's three GPTs on {targets.size:,} held-out bytes; the heads learned from {old.size:,} bytes\n"
-          "that the model knew already. With a head of its own at each depth, it shows what a linear reader can take from the state.\n"
-          "It does not show what the state knows: a probe is a lower bound of that, and a block may prepare what only a later one\n"
-          "makes legible. The model's own head above the early blocks says how alike the depths are, not what they know.")
+    print(f"""
+The first of the bundled model's three GPTs on {targets.size:,} held-out bytes; the heads learned from {old.size:,} bytes that
+the model knew already. With a head of its own at each depth, it shows what a linear reader can take from the state. It does
+not show what the state knows: a probe is a lower bound of that, and a block may prepare what only a later one makes legible.
+The model's own head above the early blocks says how alike the depths are, not what they know.""")
     return np.array([own, anew])
 
 

@@ -43,8 +43,9 @@ def spaces(data: bytes):
     if (language := smollm2()) is not None:
         both = [(b, language.tokenizer.vocabulary.index(bytes([b]))) for b in letters.tolist()]
         own, theirs = map(list, zip(*both))
-        yield "embedding: ours beside SmolLM2's", members[0].tokens.weight.data[own], \
-            language.model.tokens.weight.rows(np.array(theirs), np.empty((len(theirs), language.model.config.n_embd), np.float32))
+        rows = np.empty((len(theirs), language.model.config.n_embd), np.float32)
+        language.model.tokens.weight.rows(np.array(theirs), rows)
+        yield "embedding: ours beside SmolLM2's", members[0].tokens.weight.data[own], rows
 
 
 def run(data=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -60,18 +61,19 @@ def run(data=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         true = cost(C1, C2, np.eye(n)[np.argsort(renamed)] / n)
         rows.append((name, str(n), f"{lower_bound(C1, C2)[0]:.4f}", f"{abs(found):.4f}", f"{abs(true):.4f}",
                      f"{(renamed[j] == np.arange(n)).sum()}"))
-    table(("two spaces of", "points", "GW is at least", "and at most (found)", "cost of the true partners", "partners found"), *rows)
+    table(("two spaces of", "points", "GW is at least", "and at most (found)", "cost of the true partners", "partners found"),
+          *rows)
     print(WHAT_IT_SHOWS)
     return results
 
 
 WHAT_IT_SHOWS = """
-Costs of distances with mean square 1; guessing finds one partner on average. It shows that a copy is found exactly, and that two
-trainings agree in the shape of their heads, and two halves of a text in that of their bigrams, far enough to tell most letters.
-It contradicts the claim for input embeddings: in 192 dimensions all letters are about equally far apart, so that those of another
-seed are no closer than random points. And the two alphabets a-z and A-Z of one head do not find each other.
-It does not show the least cost: what is found is a local minimum. Where the true partners cost more than those found, the shape
-alone does not say who is who; where they cost less, the search has missed them."""
+Costs of distances with mean square 1; guessing finds one partner on average. It shows that a copy is found exactly, and that
+two trainings agree in the shape of their heads, and two halves of a text in that of their bigrams, far enough to tell most
+letters. It contradicts the claim for input embeddings: in 192 dimensions all letters are about equally far apart, so that
+those of another seed are no closer than random points. And the two alphabets a-z and A-Z of one head do not find each other.
+It does not show the least cost: what is found is a local minimum. Where the true partners cost more than those found, the
+shape alone does not say who is who; where they cost less, the search has missed them."""
 
 
 def plot(figure, results) -> None:

@@ -17,7 +17,7 @@ from ..codec import lay_out
 from ..predictor import Predictor
 from ..tokens import TokenModel
 
-NUMBER = re.compile(r"([<>+-]? ?\d[\d.,]*(e[+-]?\d+)?( ?%| \w+)?)?")
+NUMBER = re.compile(r"-|([<>+-]? ?\d[\d.,]*(e[+-]?\d+)?( ?%| \w+)?)?")
 
 
 def text(data: str | None = None, least: int = 1) -> tuple[bytes, bytes]:

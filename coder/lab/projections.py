@@ -38,8 +38,8 @@ def hadamard(x: np.ndarray) -> np.ndarray:
 def project(x: np.ndarray, m: int, kind: str, seed: int = 0) -> np.ndarray:
     """(K, m) of x (K, d): squared lengths stay the same on average.
 
-    gaussian, signs: times a random matrix; hadamard: random signs, then m random rows of the Hadamard matrix, at most the power of
-    two from d up [Ailon and Chazelle 2009; Tropp 2011].  ValueError for another kind, or too large an m.
+    gaussian, signs: times a random matrix; hadamard: random signs, then m random rows of the Hadamard matrix, at most the
+    power of two from d up [Ailon and Chazelle 2009; Tropp 2011].  ValueError for another kind, or too large an m.
     """
     d = x.shape[1]
     if kind == "gaussian":
@@ -61,8 +61,8 @@ def square_distances(x: np.ndarray) -> np.ndarray:
 
 
 def distortion(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Of y beside x: the largest relative error of a squared distance, that of an inner product in units of both lengths, and the
-    share of points whose nearest neighbour is the same.  No two rows of x may be equal, and none 0."""
+    """Of y beside x: the largest relative error of a squared distance, that of an inner product in units of both lengths, and
+    the share of points whose nearest neighbour is the same.  No two rows of x may be equal, and none 0."""
     above, before, after = np.triu_indices(len(x), 1), square_distances(x), square_distances(y)
     lengths = np.sqrt((x ** 2).sum(1))
     angle = np.abs(y @ y.T - x @ x.T)[above] / np.outer(lengths, lengths)[above]
@@ -109,14 +109,15 @@ def run(data=None, K: int = 512) -> dict[str, list[float]]:
         limit = worst["bound"][-1]
         rows.append((str(m), *cells, f"{limit:.2f}" if limit < 1 else "-", f"{np.sqrt(8 * np.log(len(x)) / m):.2f}"))
     table(("m", *KINDS, "bound of the lemma", "sqrt(8 ln K / m)"), *rows)
-    print(f"\n{len(x)} states of {x.shape[1]} dimensions: worst error of a squared distance, worst of an inner product (of unit vectors), "
-          "nearest\nneighbours kept. The bounds are for distances; -: the lemma promises nothing below 1.\n"
-          f"Time to m = {DIMENSIONS[-1]}, with its random numbers, on this machine: "
-          + ", ".join(f"{kind} {1e3 * seconds[kind]:.0f} ms" for kind in KINDS) + ".\n"
-          "It shows that the three kinds do alike, that the worst pair keeps inside the bound wherever there is one, and that the\n"
-          "short form, m = 8 ln K / eps^2, promises too much where m is small: it is the bound only in the limit of a small eps.\n"
-          "It does not show that each projection is good (the lemma promises that a good one exists), nor that neighbours survive:\n"
-          "many differ by less than eps. And Hadamard's is no faster here: at this size, random numbers take most of the time.")
+    times = ", ".join(f"{kind} {1e3 * seconds[kind]:.0f} ms" for kind in KINDS)
+    print(f"""
+{len(x)} states of {x.shape[1]} dimensions: worst error of a squared distance, worst of an inner product (of unit vectors),
+nearest neighbours kept. The bounds are for distances; -: the lemma promises nothing below 1.
+Time to m = {DIMENSIONS[-1]}, with its random numbers, on this machine: {times}.
+It shows that the three kinds do alike, that the worst pair keeps inside the bound wherever there is one, and that the short
+form, m = 8 ln K / eps^2, promises too much where m is small: it is the bound only in the limit of a small eps. It does not
+show that each projection is good (the lemma promises that a good one exists), nor that neighbours survive: many differ by less
+than eps. And Hadamard's is no faster here: at this size, random numbers take most of the time.""")
     return worst
 
 

@@ -130,10 +130,11 @@ def run(data=None, lengths: tuple[int, ...] = (50, 2000), windows: int = 64) -> 
                          f"{trainer.losses[-50:].mean():.2f}", f"{model.loss(ids, targets):.2f}",
                          f"{honest_losses(model, ids, targets).mean():.2f}", f"{moved:.3f}"))
     table(("network", "steps", "parameters", "training", "held out, whole window", "held out, honest", "leak"), *rows)
-    print("\nNats per character. training: mean of the last 50 steps; honest: each character given only those before it in "
-          f"the window;\nheld out: {windows * 32:,} characters; leak: how far a logit moves, at most, when a later token changes.\n"
-          "It shows that a loss that falls with the leak is no code length: a decoder has no future, and pays the honest one.\n"
-          "It does not show how PyTorch's own initial weights and random numbers would do: only the layers are the same.")
+    print(f"""
+Nats per character. training: mean of the last 50 steps; honest: each character given only those before it in the window; held
+out: {windows * 32:,} characters; leak: how far a logit moves, at most, when a later token changes.
+It shows that a loss that falls with the leak is no code length: a decoder has no future, and pays the honest one.
+It does not show how PyTorch's own initial weights and random numbers would do: only the layers are the same.""")
     return curves
 
 
