@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from coder import parity
+from coder.__main__ import main
 from coder.container import CoderError, Header, write
 from coder.parity import Mended, cauchy, choose, encode, inverse, multiply, product, protect, repair
 from coder.slices import HEAD, MAGIC, SIZE, Plan, checksum, find, slide
@@ -328,3 +329,87 @@ def test_the_example_in_the_description_of_the_format_is_what_the_program_writes
     hi = bytes.fromhex("89475A06001601180236 39EFCD08ABB273050E0E 174D1809AAF14869")
     begin, content, end = bytes.fromhex("89475A0681A201"), bytes.fromhex(" ".join(lines)), (169).to_bytes(8, "little")
     assert protect(hi, 100) == begin + content + end
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+def run(capsys, *arguments):
+    """What a command says on standard error, and in an error."""
+    try:
+        main([str(argument) for argument in arguments])
+        failed = ""
+    except SystemExit as error:
+        failed = str(error.code)
+    return capsys.readouterr().err + failed
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A compressed file with parity, beside nothing: three stored blocks, so that no kernel of a mode is needed."""
+    data = noise(2500)
+    blocks = [(data[i:i + 1024], True) for i in range(0, 2500, 1024)]
+    file = write(Header("fast", 1, 10, len(data), hashlib.sha256(data).digest()[:8]), blocks)
+    path = tmp_path / "noise.mgz"
+    path.write_bytes(file + protect(file, 5))
+    return path, data
+
+
+def test_the_command_line_makes_parity_that_a_reader_ignores(tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"to be or not to be " * 40)
+    said = run(capsys, "compress", "--mode", "fast", "--parity", 5, "-v", tmp_path / "text")
+    file = (tmp_path / "text.mgz").read_bytes()
+    assert f" {len(file):,} compressed" in said
+    run(capsys, "compress", "--mode", "fast", tmp_path / "text", "-o", tmp_path / "bare")
+    bare = (tmp_path / "bare").read_bytes()
+    assert file == bare + protect(bare, 5) and len(file) <= 1.055 * len(bare) + 200
+    assert run(capsys, "decompress", tmp_path / "text.mgz", "-o", tmp_path / "back") == ""
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "text").read_bytes()
+    assert run(capsys, "info", tmp_path / "text.mgz") == ""
+    said = run(capsys, "compress", "--parity", 0, tmp_path / "text", "-o", tmp_path / "x")
+    assert said == "coder: parity must be from 1 to 100 percent, but this is 0"
+    assert not (tmp_path / "x").exists()
+
+
+def test_decompress_repairs_by_itself_and_says_so(archive, capsys):
+    path, data = archive
+    file = path.read_bytes()
+    for damaged in (flipped(file, 2), flipped(file, 1500), file[:700] + b"inserted" + file[700:], file[5:], file[:-60]):
+        path.write_bytes(damaged)
+        said = run(capsys, "decompress", "-f", path)
+        assert said.startswith(f"coder: {path} was damaged and is mended (slices computed from the parity: 1 of 21")
+        assert path.with_suffix("").read_bytes() == data
+        assert run(capsys, "decompress", "-qf", "--range", "1000:1500", path) == ""
+        assert path.with_suffix("").read_bytes() == data[1000:1500]
+        assert path.read_bytes() == damaged
+
+
+def test_too_much_damage_is_an_error_and_the_rest_can_be_salvaged(archive, capsys):
+    path, data = archive
+    path.write_bytes(flipped(path.read_bytes(), 1200, 1700))
+    said = run(capsys, "decompress", path)
+    assert said == "coder: 2 of 21 slices are damaged, but the parity can mend only 1; --salvage writes what is intact"
+    assert not path.with_suffix("").exists()
+    assert "missing: bytes 1,024 to 2,047" in run(capsys, "decompress", "--salvage", path)
+    assert path.with_suffix("").read_bytes() == data[:1024] + data[2048:]
+    path.write_bytes(flipped(path.read_bytes(), 1200))
+    assert "is mended" in run(capsys, "decompress", "--salvage", "-f", path)
+    assert path.with_suffix("").read_bytes() == data
+
+
+def test_repair_puts_the_file_right(archive, capsys):
+    path, _ = archive
+    file, copy = path.read_bytes(), path.with_name("copy.mgz")
+    assert run(capsys, "repair", path) == f"coder: {path} is intact\n"
+    path.write_bytes(b"\0" + file[:-1])
+    said = f"coder: {path} was damaged and is mended (slices computed from the parity: 1 of 21)\n"
+    assert run(capsys, "repair", path, "-o", copy) == said
+    assert (copy.read_bytes(), path.read_bytes()) == (file, b"\0" + file[:-1])
+    assert "exists: -f overwrites it" in run(capsys, "repair", path, "-o", copy)
+    assert run(capsys, "repair", path) == said and path.read_bytes() == file
+    none = "no intact parity is found in the file"
+    for damaged, sentence in ((b"", none), (file[:2000], none),
+                              (flipped(file, 1, 500), "2 of 21 slices are damaged, but the parity can mend only 1")):
+        path.write_bytes(damaged)
+        assert run(capsys, "repair", path) == f"coder: {sentence}"
+        assert path.read_bytes() == damaged
+    assert run(capsys, "repair", path.with_name("none")).endswith("No such file or directory")
