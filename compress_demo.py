@@ -32,6 +32,7 @@ from coder.codec import START_SYMBOL
 from coder.compressor import compress, decompress
 from coder.container import MODES, PREDICTING, CoderError, read
 from coder.intervals import WHOLE, bits, decode, shortest_code, steps
+from coder.lab import avalanche, channel
 from coder.predictor import static
 from minigpt import corpus, rng
 from minigpt.checkpoint import CheckpointError
@@ -41,6 +42,8 @@ SENTENCE = b"To be, or not to be"
 FIRST_BYTES = 8 * 1024      # of a longer text
 WARM_UP = 1024              # bytes that each method compresses before it is timed: compilation is not part of its time
 EXCERPT = 320               # characters
+REST = 48                   # characters of what a wrong bit has made of a text
+SENT = 4096                 # bytes of the text in whose files a bit is wrong
 BAR_WIDTH = 24              # characters, for a whole interval
 GENERAL = (                 # name, module, options; the second zstd is for Python before 3.14
     ("gzip -9", "gzip", {"compresslevel": 9}),
@@ -89,6 +92,7 @@ def run(options):
     with bar("what each character costs", len(data)) as progress:
         costs = report.costs(model, data, progress)
     ideal(costs, next(result.file for result in texts if result.method.name == "GPT static"))
+    errors(data[:SENT], model.members[0])
     chars = report.characters(data, costs, costs.ideal)
     excerpt(chars)
     if options.html:
@@ -313,6 +317,28 @@ def ideal(costs, file):
         print(f"{name:46}{size:12,.2f} bytes {size - least:+12,.2f}{size / least - 1:+12.4%}")
     print("\nWhere it is less than the ideal: the code need only point into its interval, since the file says where it\n"
           "ends; and a frequency is at least 1, so that the coder charges less for what the model holds all but impossible.")
+
+
+# --- errors on the way ------------------------------------------------------------------------------------------------
+
+def errors(text, model):
+    """One wrong bit in the middle of several files, and many in one file on a noisy channel."""
+    heading(f"One wrong bit in the middle of each file, of the first {len(text):,} bytes")
+    print(f"{'':22}{'bytes':>8}   {'wrong or missing bytes':24}from there on")
+    for method in avalanche.methods(text, model):
+        if method.name in ("the text itself", "gzip -9", "static, checks off", channel.PROTECTED):
+            damaged = method.decode(channel.flip(method.file, 4 * len(method.file)))
+            wrong = np.frombuffer(damaged.data, np.uint8) != np.frombuffer(text, np.uint8)
+            first = int(method.order[np.argmax(wrong[method.order])])       # in the order in which they are coded
+            rest = damaged.data[first:first + REST].decode(errors="surrogateescape")
+            said = "".join(map(report.shown, rest)).replace("\n", "↵")
+            print(f"{method.name:22}{len(method.file):8,}   {np.count_nonzero(wrong):<24,}"
+                  f"{'' if not wrong.any() else 'refused: a checksum is wrong' if damaged.refused else said}")
+    print("\nWith the checks off, the model goes on in its own style: nothing in the code tells that it is wrong.")
+    heading("Many wrong bits, and the capacity of the channel: 1 - H(p)")
+    channel.print_channel(channel.channel(compress(text, "static", model)))
+    print("\nThe best code of this rate would arrive up to the last p. Ours is made for bursts, cuts and lost bytes: one wrong"
+          "\nbit costs it a whole slice of the file.")
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from minigpt.files import replacing, write_atomically
 from . import models, packed, verify
 from .archive import Totals, compress, content_of, decompress, members, read_index
 from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, PARITY, CoderError, read
+from .protected import describe, mended, parity_size, protecting, repaired
 from .retrieve import extract, salvage, table
 from .tokens import TokenModel
 
@@ -75,11 +77,17 @@ def parse(arguments):
                      "own; K, M and G are 2^10, 2^20 and 2^30 (default: " +
                      ", ".join(f"{MODES[name].segment >> 20}M {name}" for name in CHOICES) + ")")
     sub.add_argument("--embed", action="store_true", help="put the model into the file, packed, so that it opens with nothing else")
+    sub.add_argument("--parity", type=float, metavar="PERCENT", help="append so much parity, from 1 to 100 percent of the "
+                     "compressed file, by which it can be repaired where about as much of it is damaged")
     sub = file_command(run_decompress, "decompress", "decompress FILE")
     part = sub.add_mutually_exclusive_group()
     part.add_argument("--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
     part.add_argument("--range", type=byte_range, metavar="START:STOP", help="write only these bytes of the original, of which the "
                       "first is 0; STOP is the first that is left out, and without it, all that follow are written")
+    sub = command(run_repair, "repair", "repair the compressed FILE, if it was made with --parity")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("-o", "--output", metavar="OUT", help="write the repaired file there (default: replace FILE)")
+    sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT")
     command(run_info, "info", "describe the compressed FILE").add_argument("file", metavar="FILE")
     pack = command(run_pack, "pack", "quantise and entropy-code a trained model, or several as an ensemble")
     pack.add_argument("models", nargs="+", metavar="MODEL", help="a checkpoint of train_shakespeare.py")
@@ -124,8 +132,10 @@ def run_compress(options):
             embedded = models.packed_copy(model, options.model, packed.FINENESS)
             model = packed.unpack(embedded)[0]
         start = time.perf_counter()
-        with writing(options, target) as sink, bar(options, size_of(source)) as progress:
+        with writing(options, target) as sink, protecting(sink, options.parity) as sink, \
+                bar(options, size_of(source)) as progress:
             totals = compress(source, sink, mode, model, progress, primer=primer, segment=options.segment, embedded=embedded)
+    totals = totals._replace(compressed=totals.compressed + parity_size(totals.compressed, options.parity))
     report(options, totals, start)
     if options.model and not options.embed and totals.fingerprint and not options.quiet and sys.stderr:
         kept = models.keep(model, options.model)
@@ -141,7 +151,8 @@ def run_decompress(options):
 
     def find(fingerprint):
         return models.load_fitting(fingerprint, options.model)
-    with opened(options.file, whole=options.salvage or options.range) as source:
+    with opened(options.file, whole=options.salvage or options.range) as file, \
+            mended(file, partial(tell, options), options.salvage) as source:
         primer = read_primer(options)
         start, salvaged = time.perf_counter(), None
         with writing(options, target) as sink, bar(options, original_size(source)) as progress:
@@ -165,6 +176,24 @@ def lost(salvaged):
     whole = all(stop for _, stop in salvaged.missing)
     total = salvaged.written + sum(stop - first for first, stop in salvaged.missing) if whole else None
     return (f"{salvaged.written:,} {f'of {total:,} ' if whole else ''}bytes were intact and are written; missing: bytes {ranges}")
+
+
+def run_repair(options):
+    options.force |= not options.output
+    target = output(options, options.file)
+    with opened(options.file, whole=True) as source:
+        parts, found = repaired(source)
+        if any(found[1:]) or target != Path(options.file):
+            with writing(options, target) as sink:
+                sink.writelines(parts)
+    tell(options, found)
+
+
+def tell(options, found):
+    """Say what parity has mended."""
+    if sys.stderr and not getattr(options, "quiet", False):
+        print(f"coder: {options.file} was damaged and is mended ({describe(found)})" if any(found[1:]) else
+              f"coder: {options.file} is intact", file=sys.stderr)
 
 
 def run_info(options):

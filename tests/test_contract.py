@@ -75,6 +75,7 @@ ALLOWED = [
     ("coder/mixing/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
     ("coder/mixing/mixer.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
     ("coder/online_tokens.py", "OnlineTokens.__init__", ".cumsum", "integers: where each token's bytes begin"),
+    ("coder/parity.py", "pieces", "sum", "integers: a count"),
     ("coder/reference.py", "RangeDecoder.decode", "sum", "integers: frequencies"),
     ("coder/reference_models.py", "unpack", "np.prod", "integers: an array's sizes"),
     ("coder/retrieve.py", "fit", "sum", "integers: places in a file"),

@@ -276,6 +276,13 @@ def test_what_has_no_shape_is_shown_as_an_escape(text, shown):
     assert report.shown(text) == shown
 
 
+def test_a_wrong_bit_spoils_a_code_and_parity_mends_it(said):
+    wrong = {name: number(row(said, name).removeprefix(name).split()[1])
+             for name in ("the text itself", "static, checks off", "static, parity 5 %")}
+    assert wrong["the text itself"] == 1 and wrong["static, parity 5 %"] == 0
+    assert wrong["static, checks off"] > 50
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 class Page(HTMLParser):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coder import tokens
 from coder.codec import encode_block
 from coder.intervals import bits, shortest_code
-from coder.lab import avalanche, backwards, huffman, material, sense, worked
+from coder.lab import avalanche, backwards, channel, huffman, material, sense, worked
 from coder.predictor import Predictor
 from coder.range_coder import Encoder
 from coder.verify import LICENSE
@@ -142,12 +142,12 @@ def test_one_wrong_bit_is_one_byte_of_a_text_and_all_of_what_follows_in_a_code(s
     for name in "fast, checks off", "static, checks off":
         assert results[name].mean() < 0.8
     assert not results["static"].any() and not results["gzip -9"].any()
-    assert re.search(r"^\| static  \| +[\d,]+ \| +0 \| +0 \|$", capsys.readouterr().out, re.M)        # all refused
+    assert re.search(r"^\| static +\| +[\d,]+ \| +0 \| +0 \|$", capsys.readouterr().out, re.M)        # all refused
 
 
 def test_salvage_loses_the_block_with_the_wrong_bit():
     text = TEXT[:2400]
-    method = avalanche.methods(text, taught(), 10)[-1]
+    method = next(m for m in avalanche.methods(text, taught(), 10) if "--salvage" in m.name)
     damaged = method.decode(avalanche.flip(method.file, 8 * len(method.file) - 1))
     assert damaged == (text[:2048] + bytes(352), True)
     assert method.decode(avalanche.flip(method.file, 0)) == (bytes(2400), True)         # the header takes the whole file
@@ -159,6 +159,33 @@ def test_what_comes_before_the_wrong_bit_is_right():
         if "off" in method.name:
             damaged = method.decode(avalanche.flip(method.file, 8 * len(method.file) - 32))     # in one of its last bytes
             assert damaged.data[:700] == text[:700] and damaged.data != text, method.name
+
+
+def test_parity_mends_any_wrong_bit():
+    text = LICENSE[:900]
+    method = avalanche.methods(text, taught(), 10)[-1]
+    assert method.name == channel.PROTECTED and avalanche.all_flips(method, text) == (8 * len(method.file), 0)
+
+
+def test_the_capacity_of_the_channel():
+    assert (channel.capacity(0), channel.capacity(0.5), channel.capacity(1)) == (1, 0, 1)
+    assert channel.capacity(0.11) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_channel_inverts_a_share_of_the_bits():
+    sent = bytes(50_000)
+    for p in (0, 0.01, 0.3):
+        wrong = np.unpackbits(np.frombuffer(channel.send(sent, p, 3), np.uint8)).mean()
+        assert abs(wrong - p) <= 4 * (p / len(sent) / 8) ** 0.5
+    assert channel.send(sent, 0.3, 3) != channel.send(sent, 0.3, 4)
+
+
+def test_no_code_beats_the_channel_but_parity_beats_no_code(monkeypatch):
+    monkeypatch.setattr(channel, "PARITIES", (0, 100))
+    bare, protected = channel.channel(TEXT[:2000])
+    assert bare.rate == 1 and bare.limit < 1e-9
+    assert bare.mended < protected.mended < protected.limit < 0.5
+    assert channel.capacity(protected.limit) == pytest.approx(protected.rate)
 
 
 # --- backwards --------------------------------------------------------------------------------------------------------
