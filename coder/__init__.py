@@ -6,3 +6,13 @@ from minigpt.kernels.cache import forget_stale_code
 
 forget_stale_code(Path(__file__).parent)
 forget_stale_code(Path(__file__).parent / "mixing", Path(__file__).parent)
+
+__all__ = ["compress_message", "compress_messages", "decompress_message", "decompress_messages"]
+
+
+def __getattr__(name):
+    """Import what is used when it is first used: reading the format with NumPy alone (reference.py) needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import messages
+    return getattr(messages, name)

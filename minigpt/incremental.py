@@ -48,6 +48,20 @@ class Cache:
         part.first, part.sequences = self.first + start, min(stop, self.sequences) - start
         return part
 
+    def keep(self, sequences: np.ndarray) -> np.ndarray:
+        """Forget all but these sequences, in ascending order.  Returns their new order: the last ones fill the gaps."""
+        order = np.arange(len(sequences))
+        gaps, moved = np.setdiff1d(order, sequences), sequences[sequences >= len(order)]
+        order[gaps] = moved
+        for array in self.kept:
+            array[:, self.first + gaps] = array[:, self.first + moved]
+        self.sequences = len(order)
+        return order
+
+    def restart(self, sequences: int) -> None:
+        """Forget all tokens, for so many other sequences: at most those that the cache was made for."""
+        self.held, self.position, self.sequences = 0, 0, sequences
+
     def check_room(self, count: int) -> None:
         """ValueError unless `count` more tokens fit in."""
         if self.position + count > self.positions:

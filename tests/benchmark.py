@@ -28,6 +28,7 @@ we take.  "of sgemm" is our share of the FLOP/s that OpenBLAS reaches on one lar
 import argparse
 import ctypes
 import gc
+import gzip
 import importlib.util
 import multiprocessing
 import os
@@ -38,7 +39,9 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -264,6 +267,17 @@ class Ours(NumPy):
         encode = partial(codec.encode_block, predictor, data)
         decode = partial(codec.decode_block, predictor, encode(), len(data))
         return [encode, decode, forward], list(decode())
+
+    def messages(self, lines):
+        """(bytes of the messages in all, seconds to compress and to decompress them), with the bundled model."""
+        import coder
+        coder.decompress_messages(coder.compress_messages(lines[:2]))
+        start = time.perf_counter()
+        messages = coder.compress_messages(lines)
+        middle = time.perf_counter()
+        if coder.decompress_messages(messages) != lines:
+            sys.exit("benchmark: decompressing gave other lines than were compressed")
+        return sum(map(len, messages)), middle - start, time.perf_counter() - middle
 
 
 class Torch(NumPy):
@@ -569,6 +583,19 @@ class Benchmark:
         for name, seconds, goal in zip(("encode", "decode"), times, self.goals["coder"]):
             row(name, seconds, times[2], goal, unit=lambda seconds: f"{len(data) / seconds / 1e3:,.1f} kB/s")
 
+    def messages(self):
+        """lines of a text as messages, each alone, and as other compressors make them"""
+        from minigpt import corpus
+        train, held_out = corpus.split(corpus.load(self.options.text).data)
+        lines = [line for line in held_out.split(b"\n") if line][:20 if self.options.quick else 1000]
+        print(f"\n{f'{len(lines):,} lines, each alone: {sum(map(len, lines)):,} bytes':50} {'bytes':>10}")
+        for name, compress in rivals(train).items():
+            print(f"{name:50} {sum(len(compress(line)) for line in lines) if compress else 'missing':>10}", flush=True)
+        size, *seconds = ask(self.ours, tell, "messages", lines)
+        print(f"{'coder.compress_messages, the bundled model':50} {size:>10}")
+        for name, taken in zip(("compress_messages", "decompress_messages"), seconds):
+            print(f"{name:50} {len(lines) / taken:>10.0f} messages/s")
+
     def memory(self):
         """peak memory of training"""
         head("peak memory of a training step", "PyTorch")
@@ -637,6 +664,27 @@ def slope(sizes, values):
     return np.polyfit(np.log(sizes), np.log(values), 1)[0]
 
 
+def rivals(train):
+    """{a compressor of short texts, which may know `train`: its function, or None where it is not installed}"""
+    def deflate(line):
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=train[-2 ** 15:])
+        return compressor.compress(line) + compressor.flush()
+    found = {"gzip -9": partial(gzip.compress, compresslevel=9), "brotli -11": None,
+             "zstd -19, a dictionary trained on the other 90 %": None, "raw deflate, the last 32 kB of them": deflate}
+    with suppress(ImportError):
+        import brotli
+        found["brotli -11"] = partial(brotli.compress, quality=11)
+    with suppress(ImportError):
+        import zstandard
+        dictionary = zstandard.train_dictionary(112640, train.splitlines(True))
+        options = zstandard.ZstdCompressionParameters.from_level(
+            19, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=0, write_checksum=0,
+            write_dict_id=0)
+        found["zstd -19, a dictionary trained on the other 90 %"] = zstandard.ZstdCompressor(
+            dict_data=dictionary, compression_params=options).compress
+    return found
+
+
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 def head(title, reference, figure="ours"):
@@ -671,7 +719,7 @@ def megabytes(size):
 
 
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
-                                                     "memory", "startup", "optimizer", "rules", "scaling")}
+                                                     "messages", "memory", "startup", "optimizer", "rules", "scaling")}
 
 
 def main():
@@ -680,7 +728,7 @@ def main():
     parser.add_argument("cases", nargs="*", metavar="case", help="which ones (default: all)")
     parser.add_argument("--model", choices=FORMS, default="nanogpt", help="what both sides compute (default: nanogpt)")
     parser.add_argument("--isa", choices=["avx2"], help="hold both sides to these instructions (default: this processor's)")
-    parser.add_argument("--text", metavar="FILE", help="what the coder encodes (default: made-up words)")
+    parser.add_argument("--text", metavar="FILE", help="of coder (default: made-up words) and messages (tiny Shakespeare)")
     parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
     parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
     options = parser.parse_args()
