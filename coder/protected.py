@@ -1,5 +1,6 @@
 """Compressed files with parity, as streams: how it is appended, and used where a file is damaged."""
 
+import io
 import mmap
 import os
 import shutil
@@ -62,7 +63,12 @@ def mapped(stream):
     place = stream.tell()
     size = stream.seek(0, os.SEEK_END)
     stream.seek(place)
-    return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    try:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except io.UnsupportedOperation:                 # it is in memory
+        data = stream.read()
+        stream.seek(place)
+        return data
 
 
 def parity_size(length: int, percent: float | None) -> int:

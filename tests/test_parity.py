@@ -2,6 +2,7 @@
 
 import doctest
 import hashlib
+import io
 import re
 import zlib
 from itertools import combinations
@@ -16,6 +17,7 @@ from coder import parity
 from coder.__main__ import main
 from coder.container import CoderError, Header, write
 from coder.parity import Mended, cauchy, choose, encode, inverse, multiply, product, protect, repair
+from coder.protected import mended
 from coder.slices import HEAD, MAGIC, SIZE, Plan, checksum, find, slide
 
 GF = galois.GF(2 ** 8, irreducible_poly=0x11D)
@@ -143,9 +145,9 @@ def test_any_bit_may_be_wrong():
     data = noise(200)
     file = data + protect(data, 5)
     for bit in range(8 * len(file)):
-        mended = bytearray(file)
-        mended[bit >> 3] ^= 1 << (bit & 7)
-        whole, found = repair(bytes(mended))
+        damaged = bytearray(file)
+        damaged[bit >> 3] ^= 1 << (bit & 7)
+        whole, found = repair(bytes(damaged))
         assert whole == file and found.data + found.parity == 1
 
 
@@ -381,6 +383,15 @@ def test_decompress_repairs_by_itself_and_says_so(archive, capsys):
         assert run(capsys, "decompress", "-qf", "--range", "1000:1500", path) == ""
         assert path.with_suffix("").read_bytes() == data[1000:1500]
         assert path.read_bytes() == damaged
+
+
+def test_a_stream_need_not_be_a_file():
+    told = []
+    for stream in (io.BytesIO(flipped(FILE, 7)), io.BytesIO(FILE), io.BytesIO()):
+        whole = stream.getvalue() and FILE
+        with mended(stream, told.append) as source:
+            assert source.read() == whole
+    assert [found.data for found in told] == [1]
 
 
 def test_too_much_damage_is_an_error_and_the_rest_can_be_salvaged(archive, capsys):
