@@ -98,7 +98,7 @@ def run(data: str | None = None, size: int = BYTES, passages: int = PASSAGES) ->
     """Print texts made of `size` random bytes, and how passages are recited."""
     seen, held_out = material.text(data, least=PROMPT + PASSAGE)
     model, smollm2 = material.bundled(), material.smollm2()
-    code, samples = rng.words(1, "backwards", 0, size).astype(np.uint8).tobytes(), {}
+    code, samples = rng.words(3, "backwards", 0, size).astype(np.uint8).tobytes(), {}
     for name, coder in coders(model, seen).items():
         text = text_of(code, coder)
         samples[name] = Sample(text, equal_bits(code, coder.encode(text)))

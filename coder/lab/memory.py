@@ -18,7 +18,7 @@ from ..packed import pack, unpack
 from ..range_coder import Encoder
 from .material import table
 
-WIDTHS, AMOUNTS = (16, 32), (2 ** 11, 2 ** 12, 2 ** 13, 2 ** 14)            # channels; bytes
+WIDTHS, AMOUNTS = (16, 32), (2 ** 12, 2 ** 13, 2 ** 14)                     # channels; bytes
 STEPS, BATCH, WINDOW = 1000, 64, 16
 LEARNING = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, warmup=20)
 FINENESS = 2, 3, 4, 6, 8, 12
