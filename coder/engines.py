@@ -32,6 +32,7 @@ from .archive import Tools
 from .container import CoderError
 
 TRIES = 3                       # of a segment whose worker is killed
+KILLED = f"a worker was killed {TRIES} times at the same segment: is there enough memory?"
 PATIENCE = 30                   # seconds to find a Dask scheduler
 ALIGNMENT = 64                  # bytes: of each array in a mapped file
 ONE_AT_A_TIME = threading.Lock()
@@ -134,13 +135,18 @@ class Engine:
         What is no task passes through, with None.  CoderError where a task fails.
         """
         waiting = deque()                                       # [task, its future if it is sent, how often its worker was killed]
-        for task in tasks:
-            here = not callable(task) or not task.more
-            waiting.append([task, None if here else self._submit(task), 0])
-            while waiting and (len(waiting) > self.workers + 1 or waiting[0][1] is None or waiting[0][1].done()):
+        try:
+            for task in tasks:
+                here = not callable(task) or not task.more
+                waiting.append([task, None if here else self._submit(task), 0])
+                while waiting and (len(waiting) > self.workers + 1 or waiting[0][1] is None or waiting[0][1].done()):
+                    yield self._first(waiting, progress)
+            while waiting:
                 yield self._first(waiting, progress)
-        while waiting:
-            yield self._first(waiting, progress)
+        finally:
+            for _, future, _ in waiting:                        # after an error
+                if future:
+                    future.cancel()
 
     def _first(self, waiting, progress):
         task, future, _ = waiting[0]
@@ -160,7 +166,7 @@ class Engine:
         except (BrokenExecutor, CancelledError):
             waiting[0][2] += 1
             if waiting[0][2] == TRIES:
-                raise CoderError(f"a worker was killed {TRIES} times at the same segment: is there enough memory?") from None
+                raise CoderError(KILLED) from None
             for item in waiting:
                 if item[1] and item[1].done() and (item[1].cancelled() or isinstance(item[1].exception(), BrokenExecutor)):
                     item[1] = self._submit(item[0])
@@ -168,7 +174,8 @@ class Engine:
         except (CoderError, OSError, MemoryError, FloatingPointError, KeyboardInterrupt):
             raise
         except Exception as error:                              # of the executor: a cluster that is gone, a task it cannot send
-            raise CoderError(f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())}") from None
+            raise CoderError(KILLED if type(error).__name__ == "KilledWorker" else
+                             f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
     def _submit(self, task):
         for _ in range(TRIES):
@@ -188,7 +195,7 @@ class Engine:
             if error:                                           # do not wait for what nobody wants any more
                 for process in [*(getattr(self.executor, "_processes", None) or {}).values()]:
                     process.kill()
-            self.executor.shutdown(wait=not error, cancel_futures=True)
+            self.executor.shutdown(wait=not error)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -228,7 +235,7 @@ def dask(address: str) -> Engine:
 
 
 class DaskEngine(Engine):
-    """The scheduler sends a task whose worker was killed to another one, and after some times gives up: KilledWorker."""
+    """The scheduler itself sends a task whose worker was killed to another one, and after TRIES times gives up: KilledWorker."""
 
     def __init__(self, client, workers):
         super().__init__(partial(client.get_executor, pure=False, retries=TRIES), workers, 1, common_folder())

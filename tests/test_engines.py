@@ -252,7 +252,7 @@ def cluster(tmp_path_factory):
     distributed = pytest.importorskip("distributed")
     os.environ["PYTHONPATH"] = ROOT
     folder = tmp_path_factory.mktemp("dask")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
                                   local_directory=str(folder)) as cluster:
         yield cluster
 
