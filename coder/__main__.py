@@ -23,8 +23,8 @@ from minigpt.ensemble import combine
 from minigpt.exits import one_sentence
 from minigpt.files import replacing, write_atomically
 
-from . import models, packed, verify
-from .archive import Totals, compress, content_of, decompress, members, read_index
+from . import engines, models, packed, verify
+from .archive import Here, Totals, compress, content_of, decompress, members, read_index
 from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, PARITY, CoderError, read
 from .protected import describe, mended, parity_size, protecting, repaired
 from .retrieve import extract, salvage, table
@@ -37,12 +37,19 @@ CHOICES = [name for name in CODED if name != "online tokens"]       # which onli
 def main(arguments: list[str] | None = None):
     """Run a command line (default: that of the process).  SystemExit with one sentence where something is wrong."""
     options = parse(arguments)
+    catch_signals()
+    with one_sentence("coder", *ERRORS, interrupted="coder: interrupted, nothing written"):
+        options.run(options)
+
+
+ERRORS = CoderError, CheckpointError, FloatingPointError
+
+
+def catch_signals():
+    """Let SIGTERM and SIGINT interrupt this process with a KeyboardInterrupt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:               # else it is ignored, as by nohup, or handled
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with one_sentence("coder", CoderError, CheckpointError, FloatingPointError,
-                      interrupted="coder: interrupted, nothing written"):
-        options.run(options)
 
 
 def parse(arguments):
@@ -64,6 +71,12 @@ def parse(arguments):
                          "model), or a published language model: smollm2, a GGUF file, or a folder")
         sub.add_argument("--prime", metavar="FILE", help="a text like FILE, which both sides have, to learn from first "
                          "(not in the modes static and tokens)")
+        who = sub.add_mutually_exclusive_group()
+        who.add_argument("--workers", type=positive, metavar="N", help="processes that do a segment each (default: one for each "
+                         "core); the bytes are the same whatever N")
+        who.add_argument("--dask", metavar="ADDRESS", help="let the workers of the Dask cluster with this scheduler do it")
+        who.add_argument("--mpi", action="store_true", help="let the other processes of this MPI run do it: mpiexec -n 5 python -m "
+                         "mpi4py.futures -m coder ...")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
         sub.add_argument("-v", "--verbose", action="store_true", help="print sizes and time at the end")
         return sub
@@ -108,11 +121,26 @@ def size(text):
     return value
 
 
+def positive(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def byte_range(text):
     start, colon, stop = text.partition(":")
     if not colon:
         raise ValueError
     return int(start or 0), int(stop) if stop else None
+
+
+def engine(options):
+    """Who does the segments, as a context."""
+    if options.dask:
+        return engines.dask(options.dask)
+    if options.mpi:
+        return engines.mpi()
+    return nullcontext(Here()) if (options.workers or engines.cores()) == 1 else engines.processes(options.workers)
 
 
 def run_compress(options):
@@ -132,9 +160,10 @@ def run_compress(options):
             embedded = models.packed_copy(model, options.model, packed.FINENESS)
             model = packed.unpack(embedded)[0]
         start = time.perf_counter()
-        with writing(options, target) as sink, protecting(sink, options.parity) as sink, \
+        with engine(options) as workers, writing(options, target) as sink, protecting(sink, options.parity) as sink, \
                 bar(options, size_of(source)) as progress:
-            totals = compress(source, sink, mode, model, progress, primer=primer, segment=options.segment, embedded=embedded)
+            totals = compress(source, sink, mode, model, progress, primer=primer, segment=options.segment, embedded=embedded,
+                              engine=workers)
     totals = totals._replace(compressed=totals.compressed + parity_size(totals.compressed, options.parity))
     report(options, totals, start)
     if options.model and not options.embed and totals.fingerprint and not options.quiet and sys.stderr:
@@ -155,15 +184,15 @@ def run_decompress(options):
             mended(file, partial(tell, options), options.salvage) as source:
         primer = read_primer(options)
         start, salvaged = time.perf_counter(), None
-        with writing(options, target) as sink, bar(options, original_size(source)) as progress:
+        with engine(options) as workers, writing(options, target) as sink, bar(options, original_size(source)) as progress:
             if options.salvage:
                 with mapped(source) as file:
                     salvaged = salvage(file, sink, find, progress, primer)
                     totals = Totals(salvaged.written, len(file), b"")
             elif options.range:
-                totals = extract(source, sink, *options.range, find, progress, primer=primer)
+                totals = extract(source, sink, *options.range, find, progress, primer=primer, engine=workers)
             else:
-                totals = decompress(source, sink, find, progress, primer=primer)
+                totals = decompress(source, sink, find, progress, primer=primer, engine=workers)
     report(options, totals, start)
     if salvaged and salvaged.missing:
         raise CoderError(lost(salvaged))

@@ -10,7 +10,7 @@ the SHA-256 of the original.  So a reader that starts at the end of the file fin
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from . import packed
@@ -102,6 +102,11 @@ def skip(stream, size):
             size -= len(part)
 
 
+def models_in(member: bytes) -> list[bytes]:
+    """The packed model in a member, if it is one that holds it."""
+    return [content_of(member)] if begin(member)[0] == MODEL else []
+
+
 class Ledger:
     """What an index says of the members since the archive's beginning: gathered as they come by."""
 
@@ -178,7 +183,8 @@ class Decode(NamedTuple):
     """The task to decode the bytes from start to stop (excluded) of a segment."""
     data: bytes | Range
     size: int               # of the segment's original
-    member: Member
+    more: bool              # it is one of several
+    member: Member | None
     tools: Tools
     start: int = 0
     stop: int | None = None
@@ -288,64 +294,88 @@ def decompress(source: BinaryIO, sink: BinaryIO, find_model: Callable, progress:
     find_model, progress, primer, and what a CoderError says: as compressor.decompress.  No byte of a segment is written before
     all of it is decoded and checked; but segments are written before those behind them are read.
     """
-    engine, original, compressed, fingerprint = engine or Here(), 0, 0, b""
-    ledger, follow = Ledger(), False            # whether others must follow, and an index
-    for task, data in engine.run(decoding(source, engine, Models(find_model), primer), lambda count, taken=None: progress(count)):
-        member = task.member if data is not None else task
-        if member.kind == INDEX:
-            ledger.compare(member.data)
-            ledger, follow = Ledger(), False
-        elif data is None:
-            ledger.entries.append((member.size, 0))
+    engine, models, found = engine or Here(), Models(find_model), Unpacked()
+    path = path_of(source) if engine.elsewhere else None
+    tasks = decoding(members(source), engine, models, primer, path)
+    for task, data in engine.run(tasks, lambda count, taken=None: progress(count)):
+        if data is None:
+            found.add(task)
         else:
             sink.write(data)
-            ledger.sha256.update(data)
-            ledger.entries.append((member.size, len(data)))
+            found.add(task.member, data)
+    return found.end()
+
+
+class Unpacked:
+    """Compares what comes out of a file, member by member, with what the file says about it."""
+
+    def __init__(self):
+        self.ledger, self.follow = Ledger(), False              # whether others must follow, and an index
+        self.members, self.segments, self.original, self.compressed, self.fingerprint = 0, 0, 0, 0, b""
+
+    def add(self, member: Member, data: bytes | None = None) -> None:
+        """The next member and, if it is a segment, what it was decoded to.  CoderError where that does not fit."""
+        if member.kind == INDEX:
+            self.ledger.compare(member.data)
+            self.ledger, self.follow = Ledger(), False
+        else:
+            self.ledger.entries.append((member.size, len(data or b"")))
+        if data is not None:
             more, _, _, name = glance(member.data)
-            fingerprint = fingerprint or name
-            if follow > more:
+            if self.follow > more:
                 raise CoderError(MISSING)
-            ledger, follow = (ledger, True) if more else (Ledger(), False)
-        original, compressed = original + len(data or b""), compressed + member.size
-    if follow:
-        raise CoderError(MISSING)
-    return Totals(original, compressed, fingerprint)
+            self.ledger.sha256.update(data)
+            self.ledger, self.follow = self.ledger if more else Ledger(), more
+            self.segments, self.original, self.fingerprint = self.segments + 1, self.original + len(data), self.fingerprint or name
+        self.members, self.compressed = self.members + 1, self.compressed + member.size
+
+    def end(self) -> Totals:
+        """The file has no other member."""
+        if self.follow:
+            raise CoderError(MISSING)
+        if not self.segments:
+            raise CoderError("the file has no segment" if self.members else "the file is empty")
+        return Totals(self.original, self.compressed, self.fingerprint)
 
 
 MISSING = "the file is cut off: behind its last segment others are missing, or at least the index"
 
 
-def decoding(source, engine, models, primer):
-    """The tasks to decode all segments of a file, and the members between them."""
-    shared, path, found, member = {}, path_of(source) if engine.elsewhere else None, False, None
-    for member in members(source):
+def decoding(found: Iterable[Member], engine, models: "Models", primer: bytes, path: str | None = None) -> Iterator:
+    """The tasks to decode all segments of a file, and the members between them, which are no tasks.  path: of the file, if the tasks
+    are to read it themselves."""
+    shared = {}                                                 # the same tools for all segments that need the same
+    for member in found:
         if member.kind not in NAMES:
             if member.kind == MODEL:
-                models.embedded.append(content_of(member.data))
+                models.embedded += models_in(member.data)
             yield member
             continue
-        found, (header, blocks) = True, read(member.data)
+        header, blocks = read(member.data)
         for i, block in enumerate(blocks):
             if not block.whole:
                 raise CoderError(f"{describe(i, blocks)} is damaged or cut off; --salvage writes what is intact")
-        needed = header.fingerprint, header.primer          # the same tools for all segments that need the same
-        if needed not in shared:
+        if header.fingerprint not in shared:
             shared.clear()
-            shared[needed] = engine.share(models.find(header.fingerprint) if header.fingerprint else None, primer)
+            shared[header.fingerprint] = engine.share(models.find(header.fingerprint) if header.fingerprint else None, primer)
         data = Range(path, member.place, member.size) if path else member.data
-        yield Decode(data, header.length, member._replace(data=member.data[:64]), shared[needed])
-    if not found:
-        raise CoderError("the file has no segment" if member else "the file is empty")
+        yield Decode(data, header.length, header.more, member._replace(data=member.data[:64]), shared[header.fingerprint])
 
 
 class Models:
     """Finds a model: embedded in this file, or elsewhere."""
 
     def __init__(self, find_model: Callable):
-        self.find_elsewhere, self.embedded = find_model, []         # packed models, as they come by
+        self.find_elsewhere, self.embedded = find_model, []     # packed models, as they come by
+        self.last = None, None                                  # the one that was found last, and its name
 
     def find(self, fingerprint: bytes):
         """The model of that short fingerprint.  CoderError where there is none, or an embedded one is damaged."""
+        if self.last[1] != fingerprint:
+            self.last = self._find(fingerprint), fingerprint
+        return self.last[0]
+
+    def _find(self, fingerprint):
         for file in self.embedded:
             try:
                 model = packed.unpack(file)[0]

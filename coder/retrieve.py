@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
-from .archive import HEAD, SIZE, Decode, Here, Member, Models, Range, Totals, content_of, glance, path_of, read_index, take
+from .archive import (HEAD, SIZE, Decode, Here, Member, Models, Range, Totals, content_of, glance, models_in, path_of, read_index,
+                      take)
 from .compressor import salvage as salvage_segment
 from .container import INDEX, MAGIC, MODEL, NAMES, CoderError, begin, read
 
@@ -99,11 +100,11 @@ def extract(file: BinaryIO, sink: BinaryIO, start: int, stop: int | None, find_m
             if name not in shared:
                 shared.clear()
                 if name:
-                    others = [read_at(file, p.place, p.size) for p in parts if not p.length and p.place < part.place]
-                    models.embedded = [content_of(other) for other in others if other[len(MAGIC)] == MODEL]
+                    before = [read_at(file, p.place, p.size) for p in parts if not p.length and p.place < part.place]
+                    models.embedded = [model for member in before for model in models_in(member)]
                 shared[name] = engine.share(models.find(name) if name else None, primer)
-            yield Decode(Range(path, part.place, part.size) if path else data, part.length, None, shared[name],
-                         max(0, start - part.start), min(stop - part.start, part.length))
+            yield Decode(Range(path, part.place, part.size) if path else data, part.length, stop - start > part.length, None,
+                         shared[name], max(0, start - part.start), min(stop - part.start, part.length))
 
     for _, data in engine.run(tasks(), lambda count, taken=None: progress(count)):
         sink.write(data)

@@ -79,6 +79,7 @@ ALLOWED = [
     ("coder/reference.py", "RangeDecoder.decode", "sum", "integers: frequencies"),
     ("coder/reference_models.py", "unpack", "np.prod", "integers: an array's sizes"),
     ("coder/retrieve.py", "fit", "sum", "integers: places in a file"),
+    ("coder/mgz.py", "list_sizes", "sum", "integers: a count"),
     ("coder/lab/causal.py", "_run", "np.log2", "only shown to a person: the code is made of + - * /"),
     ("coder/report.py", ANY, ANY, "only shown to a person: nothing it computes goes into a file that is decoded"),
     ("minigpt/look.py", ANY, ANY, "only shown to a person: the network's numbers come from the kernels and exact.py"),
