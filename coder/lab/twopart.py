@@ -137,4 +137,4 @@ def plot(figure, results) -> None:
     for name, size in alone.items():
         axes.plot(0, size, "*", label=name)
     axes.set(xlabel="bytes of the model", ylabel="bytes of the code", title="Two-part codes of one text")
-    axes.legend(fontsize=7, loc="center right")
+    axes.legend(fontsize=7, loc=(0.57, 0.52))
