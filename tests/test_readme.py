@@ -1,15 +1,15 @@
-"""What README says of the source is true."""
+"""What docs/READING.md says of the source is true."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+READING = (ROOT / "docs" / "READING.md").read_text("utf-8")
 
 
 def reading_list():
-    """The source files that README's tables name, in order; in a cell, a bare name is in the folder of the one before."""
-    for cell in re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", README, re.MULTILINE):
+    """The source files that its tables name, in order; in a cell, a bare name is in the folder of the one before."""
+    for cell in re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", READING, re.MULTILINE):
         folder = Path()
         for name in re.findall(r"`([^`]+)`", cell):
             folder = Path(name).parent if "/" in name else folder
