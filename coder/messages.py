@@ -4,15 +4,13 @@ What is coded is the text and a line feed.  Where the text is one line, that lin
 where lines end: the first 1,000 lines of the validation part of tiny Shakespeare pay 0.5 bits each for it, and take 8,299
 bytes in all; with a length (a number, as in container.py) before each code instead, 9,245.
 
-    message     code of a line          with the text, one line, as its first symbols say (docs/FORMAT.md, "Messages")
-                FB                      not used yet
-                FC code, FE text        any text: coded, or as it is
+    message     code                            of a line
+                FC code, FE text                any text: coded, or as it is
                 FD crc code, FF crc text        the same, with CRC-16 (2 bytes, big-endian) of the text
-                                        nothing at all: the empty text
-
-The first byte of a line's code is less than FB, since its first symbol takes LINE of 256 parts of the interval: 0.03 bits
-instead of a byte.  Codes that begin with FC or FD have no such symbol; but each line feed is followed by a symbol that says
-whether it is the end.  A code is the shortest that points into its interval, without zeros at its end.
+                                                nothing at all: the empty text
+docs/FORMAT.md has the details.  The first byte of a line's code is less than FB, since its first symbol takes LINE of 256 parts
+of the interval: 0.03 bits instead of a byte.  A code behind FC or FD has no such symbol; but each line feed is followed by one
+that says whether it is the end.  A code is the shortest that points into its interval.
 
 A code must be just the one that the encoder makes of the text which is found in it.  Where that fails, the message is damaged,
 or was made with another model.  Of 250 of those lines with a wrong bit each, 212 are found so; the others need a checksum.
@@ -24,6 +22,7 @@ and as a row of a pass has the same bits in any company, a message does not depe
 from binascii import crc_hqx
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numba import njit
@@ -47,8 +46,8 @@ FIRST_LEG, FIRST_ROWS, ROWS = 64, 256, 64       # so many symbols of so many str
 
 
 def compress_message(data: bytes, model: GPT | Ensemble | None = None, check: bool = False) -> bytes:
-    """The message of data, at most LARGEST_MESSAGE bytes: its code, and 0 to 3 bytes more.  At most 1 byte (with a
-    checksum 3 bytes) longer than data.
+    """The message of data (at most LARGEST_MESSAGE bytes): its code and up to 3 bytes, or, if that is shorter, data and 1 byte
+    (with a checksum 3).
 
     model: predicts bytes, the same on both sides; by default the bundled one.  check: with a checksum of 2 bytes.
     CoderError where data is too long, or the model predicts something else.
@@ -103,7 +102,7 @@ def decompress_messages(messages: Iterable[bytes], model: GPT | Ensemble | None 
             codes[message] = message[body:]
         else:
             texts[message] = message[body:]
-    order = sorted(codes, key=lambda message: len(codes[message]))
+    order = sorted(codes, key=codes.get)                            # texts that begin alike have codes that do
     if order:
         texts |= zip(order, _decode(_usable(model), [codes[message] for message in order], [m[0] < LINE for m in order]))
     for message, text in texts.items():
@@ -138,7 +137,7 @@ def _encode(model, texts, lines):
     for i in np.flatnonzero(lines):
         outs[i] = encode_symbol(states[i], outs[i], 0, LINE, 256)
     for start, first, stop in windows(len(symbols[0]) - 1 if texts else 0, model.config.block_size):
-        count = sum(start + first < len(own) - 1 for own in symbols)                # that have any new symbols here
+        count = len([own for own in symbols if start + first < len(own) - 1])       # that have new symbols here
         i = 0
         while i < count:
             width = min(stop, len(symbols[i]) - 1) - start
@@ -157,10 +156,10 @@ def _encode(model, texts, lines):
 
 
 def _decode(model, codes, lines):
-    """The text of each code, from the shortest to the longest, or None where the code is not that of a text."""
+    """The text of each code, or None where the code is not that of a text.  Codes that begin alike should be side by side."""
     joined = np.frombuffer(b"".join(codes), np.uint8)
     sizes = np.array([len(code) for code in codes])
-    bounds = np.append(0, np.cumsum(sizes))
+    bounds = np.array([*accumulate(sizes, initial=0)])
     states = np.stack([start_decoding(np.frombuffer(code, np.uint8)) for code in codes])
     lines, texts, whole = np.array(lines), [bytearray([START_SYMBOL]) for _ in codes], [False] * len(codes)
     for i in np.flatnonzero(lines):
@@ -173,27 +172,29 @@ def _decode(model, codes, lines):
         members = cache if isinstance(cache, list) else [cache]
         for at in range(0, len(streams), size):
             part = streams[at:at + size]
+            known, rows = np.unique([list(texts[i][start:]) for i in part], axis=0, return_inverse=True)    # (rows, first + 1)
             for own in members:
-                own.restart(len(part))
-            known = np.array([list(texts[i][start:]) for i in part], np.int64)          # (streams, first + 1)
+                own.restart(len(known))
             if first:
                 model.forward(known[:, :-1], cache=cache)
-            symbols = known[:, -1]
+            symbols, rows = known[:, -1], rows.reshape(-1)                  # texts that begin alike share a row
             for _ in range(start + first, stop):
-                logits = model.step(symbols, cache)
-                symbols, ended = np.empty(len(part), np.int64), np.empty(len(part), np.bool_)
-                _decode_symbols(states, part, joined, bounds, lines, to_frequencies(logits), symbols, ended)
-                for i, symbol in zip(part, symbols):
+                frequencies = to_frequencies(model.step(symbols, cache))
+                found, ended = np.empty(len(part), np.int64), np.empty(len(part), np.bool_)
+                _decode_symbols(states, part, rows, joined, bounds, lines, frequencies, found, ended)
+                for i, symbol in zip(part, found):
                     texts[i].append(symbol)
                 for i in part[ended]:
                     whole[i] = _is_the_code(states[i], codes[i])
                 lost = states[part, POSITION].astype(np.int64) > sizes[part] + REGISTER          # it is over, and goes on
                 lost |= states[part, OFFSET] >= states[part, RANGE]
-                if (ended | lost).any():
-                    order = [own.keep(np.flatnonzero(~(ended | lost))) for own in members][0]
-                    part, symbols = part[order], symbols[order]
+                on = ~(ended | lost)
+                part = part[on]
                 if not len(part):
                     break
+                pairs, rows = np.unique(rows[on] * 256 + found[on], return_inverse=True)
+                order = [own.keep(pairs // 256) for own in members][0]
+                symbols, rows = pairs[order] % 256, np.argsort(order)[rows]
             going.append(part)
         streams = np.sort(np.concatenate(going))
         if not len(streams):
@@ -232,16 +233,16 @@ def _encode_symbols(state, out, frequencies, symbols, end):
 
 
 @njit(cache=True)
-def _decode_symbols(states, part, codes, bounds, lines, frequencies, symbols, ended):
-    """One symbol of each of the streams `part`, and whether it is the end of the text."""
-    for row in range(len(part)):
-        i = part[row]
-        code, total = codes[bounds[i]:bounds[i + 1]], np.uint64(0)
-        for f in frequencies[row]:
+def _decode_symbols(states, part, rows, codes, bounds, lines, frequencies, symbols, ended):
+    """One symbol of each of the streams `part`, by the frequencies in its row, and whether it is the end of the text."""
+    for s in range(len(part)):
+        i, row, total = part[s], frequencies[rows[s]], np.uint64(0)
+        code = codes[bounds[i]:bounds[i + 1]]
+        for f in row:
             total += np.uint64(f)
-        symbol, start = find_symbol(frequencies[row], decode_target(states[i], total))
-        decode_symbol(states[i], code, start, frequencies[row, symbol])
-        symbols[row], ended[row] = symbol, symbol == LINE_FEED
+        symbol, start = find_symbol(row, decode_target(states[i], total))
+        decode_symbol(states[i], code, start, row[symbol])
+        symbols[s], ended[s] = symbol, symbol == LINE_FEED
         if symbol == LINE_FEED and not lines[i]:
-            ended[row] = decode_target(states[i], END) == np.uint64(0)
-            decode_symbol(states[i], code, 0 if ended[row] else 1, 1 if ended[row] else END - 1)
+            ended[s] = decode_target(states[i], END) == np.uint64(0)
+            decode_symbol(states[i], code, 0 if ended[s] else 1, 1 if ended[s] else END - 1)

@@ -49,12 +49,20 @@ class Cache:
         return part
 
     def keep(self, sequences: np.ndarray) -> np.ndarray:
-        """Forget all but these sequences, in ascending order.  Returns their new order: the last ones fill the gaps."""
-        order = np.arange(len(sequences))
-        gaps, moved = np.setdiff1d(order, sequences), sequences[sequences >= len(order)]
-        order[gaps] = moved
-        for array in self.kept:
-            array[:, self.first + gaps] = array[:, self.first + moved]
+        """Go on with these sequences, in ascending order: some may be missing, some there several times, which makes copies.
+
+        Returns their new order, in which as few as possible are moved.  There must be room for as many.
+        """
+        order = np.full(len(sequences), -1)
+        staying = np.flatnonzero((np.diff(sequences, prepend=-1) > 0) & (sequences < len(order)))
+        order[sequences[staying]] = staying
+        gaps = np.flatnonzero(order < 0)
+        order[gaps] = np.setdiff1d(np.arange(len(order)), staying)
+        kept = self.kept
+        if not isinstance(kept, HeldIntegers):
+            kept = kept.keys[..., :self.held], kept.values[..., :self.held, :]
+        for array in kept:
+            array[:, self.first + gaps] = array[:, self.first + sequences[order[gaps]]]
         self.sequences = len(order)
         return order
 
