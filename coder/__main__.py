@@ -24,8 +24,8 @@ from minigpt.exits import one_sentence
 from minigpt.files import replacing, write_atomically
 
 from . import engines, models, packed, verify
-from .archive import Here, Totals, compress, content_of, decompress, members, read_index
-from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, PARITY, CoderError, read
+from .archive import Here, Totals, compress, decompress, members, read_index
+from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, CoderError, read
 from .protected import describe, mended, parity_size, protecting, repaired
 from .retrieve import extract, salvage, table
 from .tokens import TokenModel

@@ -135,7 +135,7 @@ class Trainer:
             on_save()
         with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
             while self.step_count < config.steps and not interrupted.is_set():
-                loss = self.step()
+                self.step()
                 bar.set_postfix_str(f"loss {self._recent_loss():.3f}, "
                                     f"{(self.step_count - begun) * tokens / (time.perf_counter() - start):,.0f} tokens/s",
                                     refresh=False)

@@ -20,7 +20,7 @@ from coder import predictor as predictors
 from coder.archive import compress as compress_all
 from coder.archive import skippable
 from coder.compressor import compress, decompress, salvage
-from coder.container import LARGEST_BLOCK, MAGIC, MODES, SMALLEST_BLOCK, CoderError, Header, begin, read, write
+from coder.container import MAGIC, MODES, CoderError, Header, begin, read, write
 from coder.container import number as as_number
 from coder.models import short_fingerprint
 from coder.verify import LICENSE

@@ -19,7 +19,7 @@ from coder.range_coder import Decoder, start_decoding
 from coder.tokens import decode_tokens, make_trie
 from minigpt import __main__ as command_line
 from minigpt import bpe, look, reference
-from minigpt.checkpoint import load_checkpoint, save_checkpoint
+from minigpt.checkpoint import load_checkpoint
 from minigpt.exact import log
 from minigpt.model import GPT, GPTConfig
 from minigpt.optimizer import OptimizerConfig

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from numba import njit
 
-from minigpt.kernels import threads
 from minigpt.kernels.threads import MOST_THREADS, get_num_threads, parallel_for, set_num_threads
 
 ROOT = Path(__file__).parents[1]
