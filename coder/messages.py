@@ -2,15 +2,15 @@
 
 What is coded is the text and a line feed.  Where the text is one line, that line feed is its end, and the model knows best
 where lines end: the first 1,000 lines of the validation part of tiny Shakespeare pay 0.5 bits each for it, and take 8,299
-bytes in all; with a length (a number, as in container.py) before each code instead, 9,245.
+bytes in all; with a length (a number, as in container.py) before each code instead, 9,247.
 
     message     code                            of a line
                 FC code, FE text                any text: coded, or as it is
                 FD crc code, FF crc text        the same, with CRC-16 (2 bytes, big-endian) of the text
                                                 nothing at all: the empty text
-docs/FORMAT.md has the details.  The first byte of a line's code is less than FB, since its first symbol takes LINE of 256 parts
-of the interval: 0.03 bits instead of a byte.  A code behind FC or FD has no such symbol; but each line feed is followed by one
-that says whether it is the end.  A code is the shortest that points into its interval.
+docs/FORMAT.md has the details.  The first byte of a line's code is less than FB, since its first symbol takes LINE of 256
+parts of the interval: 0.03 bits instead of a byte.  A code behind FC or FD has no such symbol; but each line feed is followed
+by one that says whether it is the end.  A code is the shortest that points into its interval.
 
 A code must be just the one that the encoder makes of the text which is found in it.  Where that fails, the message is damaged,
 or was made with another model.  Of 250 of those lines with a wrong bit each, 212 are found so; the others need a checksum.

@@ -30,8 +30,8 @@ GOLDEN = {
 @pytest.mark.parametrize("model, check", [
     (taught(), False), (taught(), True), (taught(replace(TINY, block_size=7)), False),
     (GPT(replace(TINY, block_size=1)), False), (GPT(replace(TINY, block_size=100)), True),
-    (Ensemble([taught(), taught(seed=2)]), False)],
-    ids=["tiny", "with a checksum", "7 tokens", "1 token", "100 tokens", "ensemble"])
+    (Ensemble([taught(), taught(seed=2)]), False), (taught().copy().quantise(), False)],
+    ids=["tiny", "with a checksum", "7 tokens", "1 token", "100 tokens", "ensemble", "quantised"])
 def test_a_message_is_the_same_alone_and_among_others_and_comes_back(model, check):
     together = coder.compress_messages(TEXTS, model, check)
     assert coder.decompress_messages(together, model) == TEXTS
