@@ -144,8 +144,8 @@ class Engine:
             while waiting:
                 yield self._first(waiting, progress)
         finally:
-            for _, future, _ in waiting:                        # after an error
-                if future:
+            for _, future, _ in waiting:                        # after an error; processes are killed, at the end of the context,
+                if future and not processes_of(self.executor):  # and Python 3.11 fails where their futures were cancelled before
                     future.cancel()
 
     def _first(self, waiting, progress):
@@ -193,11 +193,16 @@ class Engine:
     def __exit__(self, kind, error, traceback):
         if self.executor:
             if error:                                           # do not wait for what nobody wants any more
-                for process in [*(getattr(self.executor, "_processes", None) or {}).values()]:
+                for process in processes_of(self.executor):
                     process.kill()
             self.executor.shutdown(wait=not error)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def processes_of(executor: Executor | None) -> list:
+    """The processes of a ProcessPoolExecutor, which tells nobody before Python 3.14 how to kill them."""
+    return [*(getattr(executor, "_processes", None) or {}).values()]
 
 
 # --- executors ------------------------------------------------------------------------------------------------------------------
