@@ -726,13 +726,13 @@ def test_an_error_is_one_line_and_1(words, untouched):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_in_a_process_is_one_line_and_leaves_nothing(name):
+    before = contents()
     os.mkfifo("pipe")
     process = start("compress", "pipe", "--mode", "scratch", "-o", "packed")
     with open("pipe", "wb") as pipe:                        # waits until the other side reads
         pipe.write(os.urandom(3 * 10 ** 6))                 # minutes of work
     os.remove("pipe")
     time.sleep(1)
-    before = contents()
     process.send_signal(name)
     assert end(process) == (1, "coder: interrupted, nothing written\n")
     assert contents() == before and "packed" not in before
