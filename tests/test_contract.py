@@ -277,7 +277,7 @@ def examine():
     """Compile and run every kernel; returns what is wrong with its code, and the hashes of what it computed."""
     wrong, hashes = set(), {}
     with compiled() as found, told_apart() as twice:
-        from coder import baselines, packed, range_coder, tokens
+        from coder import baselines, messages, packed, parity, range_coder, tokens
         from coder import verify as verify_coder
         from minigpt import exhaustive, verify
         from minigpt.kernels import matmul
@@ -296,6 +296,12 @@ def examine():
             from tests import test_quantised, test_tokens
             for config in test_quantised.CONFIGS.values():
                 test_quantised.test_a_quantised_model_predicts_the_same_in_a_window_and_token_by_token(config)
+            test_quantised.test_a_quantised_cache_forgets_what_is_dropped()
+            texts = [b"a line", b"two\nlines"]
+            model = golden_coder.taught()
+            assert messages.decompress_messages(messages.compress_messages(texts, model), model) == texts
+            protected = golden_coder.LICENSE + parity.protect(golden_coder.LICENSE, 20)
+            assert parity.repair(b"inserted" + protected[:99] + b"?" + protected[100:])[0] == protected
             for size in 1, 40:
                 test_tokens.test_bytes_come_back_online(b"a" * size)
             from coder.lab import causal

@@ -174,7 +174,7 @@ def _put(held, n, s, g, place, k, v):
         for d in range(len(k)):
             held.keys[n, s, g, d, place] = k[d]
             held.values[n, s, g, place, d] = v[d]
-    return put_integers.py_func if held.instance_class is HeldIntegers else floats
+    return put_integers if held.instance_class is HeldIntegers else floats
 
 
 @overload(attend_rows)
@@ -186,7 +186,7 @@ def _attend_rows(q, held, n, s, g, count, more, scale, out):
             _attend(q, keys[:, :seen].T, values[:seen], scale, out, unused[0], unused[1])
         else:
             _attend_few(q, keys, values, count, scale, out)
-    return attend_quantised.py_func if held.instance_class is HeldIntegers else floats
+    return attend_quantised if held.instance_class is HeldIntegers else floats
 
 
 @njit

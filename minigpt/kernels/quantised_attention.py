@@ -46,9 +46,8 @@ def hold_integers(n_layer: int, S: int, heads: int, length: int, D: int) -> Held
         np.zeros((*values, STEPS, WIDTH, STEP), np.int8), np.zeros((n_layer, S, heads, G * GROUP), np.float32))
 
 
-@njit
 def put_integers(held, n, s, g, place, k, v):
-    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n."""
+    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n.  (Compiled as `put` in attention.py.)"""
     p, c, D, largest = place // WIDTH, place % WIDTH, len(k), ZERO
     for i in range(held.key_scales.shape[4]):
         peak, total = ZERO, 0
@@ -94,10 +93,9 @@ def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, cou
                 store_part(out, at + d, D - d, load_part(out, at + d, D - d, ZERO) / splat(totals[r]))
 
 
-@njit
 def attend_quantised(q, held, n, s, g, count, more, scale, out):
     """out (N, D) of queries q (N, D), of which the first attends to `count` places of head g of sequence s in layer n, and each
-    next to `more` more."""
+    next to `more` more.  (Compiled as `attend_rows` in attention.py.)"""
     items, scales = new_rows(len(q), q.shape[1])
     for r in range(len(q)):
         quantise_row(q, r, items, scales)
