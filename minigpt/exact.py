@@ -39,7 +39,7 @@ def matmul(a, b, start=f32(0)):
 class Quantised:
     """A matrix (..., K, M), given as its columns (..., M, K), as integers times scales: for a model that only predicts."""
     def __init__(self, columns):
-        self.columns, self.K, self.T = to_integers(columns), columns.shape[-1], self        # T: of a table, whose rows these are
+        self.columns, self.K, self.T = to_integers(columns), columns.shape[-1], self       # T: of a table of these rows
 
     def __getitem__(self, index):
         integers, scales = (part[index] for part in self.columns)
@@ -58,8 +58,8 @@ def to_integers(x, most=127, size=64):
 
 
 def add_groups(a, a_scales, b, b_scales, start=f32(0)):
-    """The product of rows (..., N) and columns (..., M) of integers: in a group a sum of integers, which has no order, over the
-    groups a chain of fma."""
+    """The product of rows (..., N) and columns (..., M) of integers: in a group a sum of integers, which has no order, over
+    the groups a chain of fma."""
     for g in range(a.shape[-2]):
         d = (a[..., g, :] @ b[..., g, :].swapaxes(-1, -2)).astype(f32)
         start = fma(d * b_scales[..., None, :, g], a_scales[..., g, None], start)
@@ -67,11 +67,11 @@ def add_groups(a, a_scales, b, b_scales, start=f32(0)):
 
 
 def weigh(weights, v):
-    """weights (..., N, T), none negative, @ v (..., T, D) in integers.  Each v has one scale, by which its weight is multiplied;
+    """weights (..., N, T), none negative, @ v (..., T, D) in integers.  Each v has one scale, which multiplies its weight;
     the weights then become integers of 0 .. 255."""
     (v, scales), T = to_integers(v, size=v.shape[-1]), v.shape[-2]
     weights, own = to_integers(weights * scales.swapaxes(-1, -2), 255)
-    v = np.concatenate([v[..., 0, :], np.zeros((*v.shape[:-3], -T % 64, v.shape[-1]))], axis=-2).swapaxes(-1, -2)  # (..., D, T)
+    v = np.concatenate([v[..., 0, :], np.zeros((*v.shape[:-3], -T % 64, v.shape[-1]))], axis=-2).swapaxes(-1, -2)
     return add_groups(weights, own, v.reshape(*v.shape[:-1], -1, 64), np.ones((*v.shape[:-1], weights.shape[-2]), f32))
 
 

@@ -236,8 +236,8 @@ def _attend_held(pair, q, held, n, first, heads, place, T, scale, out):
 
 @njit(cache=True)
 def attention_continued(q, k, v, heads, held, n, first, place, T, scale, out):
-    """As `attention_forward`, of T new tokens of each sequence: in layer n the cache holds `place` tokens before them, to which
-    they attend as well, and receives theirs.  Its sequence number `first` is the first of these.
+    """As `attention_forward`, of T new tokens of each sequence: in layer n the cache holds `place` tokens before them, to
+    which they attend as well, and receives theirs.  Its sequence number `first` is the first of these.
 
     q, out (S * T, H * D), with H = heads; k, v (S * T, Hkv * D).
     """

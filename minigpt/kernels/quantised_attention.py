@@ -1,13 +1,13 @@
 """Attention over keys and values of 8 bits, in products of integers (see quantised.py), for models that only predict.
 
-A key is quantised as a row of such a product is, in groups of GROUP channels; a value has one scale for all its channels.  Then
+A key is quantised as a row of such a product is, in groups of GROUP channels; a value has one scale for all channels.  Then
 
     scores = q keys             queries are quantised alike: a product as any other
     p_j = e^(scale * score_j - peak),    total = sum of p_j, in floats
     out = (w values) / total    with w_j = p_j * scale of value j, quantised to integers of 0 .. 255 in groups of GROUP places
 
 and the last product is a chain over groups of places in the cache, each a sum of integers.  A place after the query's own has
-the weight 0, and a group that has only such places has the scale 0.  Therefore a row has the same bits in any block, as with floats
+the weight 0, and a group that has only such places has the scale 0.  So a row has the same bits in any block, as with floats
 (attention.py).
 """
 
@@ -28,8 +28,8 @@ QUERY_ROWS = 24       # as in attention.py
 
 
 class HeldIntegers(NamedTuple):
-    """The keys and values that a cache holds, as matrices in panels (see Quantised) for each layer, sequence and head: those of
-    the keys (D, length) and of the values (length, D)."""
+    """The keys and values that a cache holds, as matrices in panels (see Quantised) for each layer, sequence and head: keys
+    as (D, length), and values as (length, D)."""
     keys: np.ndarray            # (n_layer, S, Hkv, P, G, STEPS, WIDTH, STEP) int8
     key_scales: np.ndarray      # (n_layer, S, Hkv, P, G, WIDTH) float32
     key_starts: np.ndarray      # (n_layer, S, Hkv, P, G, WIDTH) int32
@@ -42,12 +42,13 @@ def hold_integers(n_layer: int, S: int, heads: int, length: int, D: int) -> Held
     G = (length + GROUP - 1) // GROUP
     keys, values = ((n_layer, S, heads, panels_of(M), (K + GROUP - 1) // GROUP) for K, M in ((D, length), (length, D)))
     return HeldIntegers(
-        np.zeros((*keys, STEPS, WIDTH, STEP), np.int8), np.zeros((*keys, WIDTH), np.float32), np.zeros((*keys, WIDTH), np.int32),
-        np.zeros((*values, STEPS, WIDTH, STEP), np.int8), np.zeros((n_layer, S, heads, G * GROUP), np.float32))
+        np.zeros((*keys, STEPS, WIDTH, STEP), np.int8), np.zeros((*keys, WIDTH), np.float32),
+        np.zeros((*keys, WIDTH), np.int32), np.zeros((*values, STEPS, WIDTH, STEP), np.int8),
+        np.zeros((n_layer, S, heads, G * GROUP), np.float32))
 
 
 def put_integers(held, n, s, g, place, k, v):
-    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n.  (Compiled as `put` in attention.py.)"""
+    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n.  (It is `put` in attention.py.)"""
     p, c, D, largest = place // WIDTH, place % WIDTH, len(k), ZERO
     for i in range(held.key_scales.shape[4]):
         peak, total = ZERO, 0
@@ -67,8 +68,8 @@ def put_integers(held, n, s, g, place, k, v):
     held.value_scales[n, s, g, place] = largest / LARGEST
 
 
-@linked(types.void(ITEMS, SCALES, *PANELS, PANELS[0], types.Array(types.float32, 1, "C"), types.intp, types.intp, types.float32,
-                   MATRIX))
+@linked(types.void(ITEMS, SCALES, *PANELS, PANELS[0], types.Array(types.float32, 1, "C"), types.intp, types.intp,
+                   types.float32, MATRIX))
 def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, count, more, scale, out):
     N, D = out.shape
     G = (count + (N - 1) * more + GROUP - 1) // GROUP
@@ -94,8 +95,8 @@ def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, cou
 
 
 def attend_quantised(q, held, n, s, g, count, more, scale, out):
-    """out (N, D) of queries q (N, D), of which the first attends to `count` places of head g of sequence s in layer n, and each
-    next to `more` more.  (Compiled as `attend_rows` in attention.py.)"""
+    """out (N, D) of queries q (N, D), of which the first attends to `count` places of head g of sequence s in layer n, and
+    each next to `more` more.  (It is `attend_rows` in attention.py.)"""
     items, scales = new_rows(len(q), q.shape[1])
     for r in range(len(q)):
         quantise_row(q, r, items, scales)
