@@ -26,6 +26,10 @@ def one_sentence(program: str, *errors: type[Exception], interrupted: int | str 
         sys.exit(f"{program}: not enough memory")
     except KeyboardInterrupt:
         sys.exit(interrupted)
+    except RuntimeError as error:           # Ctrl-C while LLVM calls Numba back is lost there, and then the code is missing
+        if not str(error).startswith("no compiled object yet"):
+            raise
+        sys.exit(interrupted)
 
 
 def _forget_output():
