@@ -123,7 +123,16 @@ def _open_gguf(path):
         from gguf import GGUFReader, quants
     except ImportError:
         raise PretrainedError('a GGUF file is read by the package gguf: pip install ".[pretrained]"') from None
-    reader = GGUFReader(path)
+
+    class Reader(GGUFReader):
+        @property
+        def data(self):                                             # a view of the file, 100,000 parts of which are taken:
+            return self.bytes                                       # of a memmap, each takes ten times as long
+
+        @data.setter
+        def data(self, memmap):
+            self.bytes = memmap.view(np.ndarray)
+    reader = Reader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 

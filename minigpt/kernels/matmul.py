@@ -34,8 +34,8 @@ from .lanes import LANES, broadcast, fused, load, named, store
 from .linking import linked
 from .threads import get_num_threads, parallel_for
 
-_, _cpu, features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
-ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in features or "avx512" in _cpu else (6, 2, 1)
+triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
+ROWS, LOW, VECTORS = (8, 4, 2) if "+avx512f" in features or "avx512" in cpu else (6, 2, 1)
 WIDTH = VECTORS * LANES      # columns of a tile with ROWS rows, and of a panel
 BROAD = 2 * WIDTH            # columns of a tile with LOW rows, or a single one: two panels
 GROUP = 4                    # panels of b, or tiles of a, that are packed at a time

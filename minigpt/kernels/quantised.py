@@ -29,13 +29,20 @@ from numba.extending import intrinsic
 from .lanes import (LANES, ZERO, absolute, broadcast, float32x16, fused, lane_max, load, load_part, maximum, minimum, named, pointer,
                     rint, splat)
 from .linking import linked
-from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, features, panels_of, part_of
+from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, cpu, features, panels_of, part_of, triple
 from .threads import get_num_threads, parallel_for
 
 GROUP = 64                          # values that share a scale
 LARGEST, LARGEST_WEIGHT = np.float32(127), np.float32(255)
 SMALLEST = np.float32(2.0 ** -100)    # of a group's largest value: below, where 127 / it could overflow, all are rounded to 0
-_UNSIGNED = "+avx512vnni" in features
+# The instruction of the processor that the tile is compiled for, and how many sums of 32 bits it adds to.
+_NAME, _TOGETHER = next(((name, lanes) for here, name, lanes in (
+    ("+avx512vnni" in features, "llvm.x86.avx512.vpdpbusd.512", 16),
+    ("+avxvnni" in features, "llvm.x86.avx512.vpdpbusd.256", 8),
+    ("+avx512bw" in features or "avx512" in cpu, "llvm.x86.avx512.pmaddw.d.512", 16),
+    ("+avx2" in features or cpu in ("haswell", "x86-64-v3"), "llvm.x86.avx2.pmadd.wd", 8),
+    (triple.startswith("x86_64"), "llvm.x86.sse2.pmadd.wd", 4)) if here), ("", 16))
+_UNSIGNED = "vpdpbusd" in _NAME
 STEP, ITEM = (4, 1) if _UNSIGNED else (2, 2)        # values of a in 4 bytes, and the bytes of one
 STEPS = GROUP // STEP
 OFFSET = 128 if _UNSIGNED else 0                    # of a as stored
@@ -61,18 +68,34 @@ class Quantised(NamedTuple):
 
 def _dot(builder, total, a, b):
     """total <16 x i32> + the sums of products of a <16 x i32>, the same 4 bytes in each lane, and b <16 * STEP x i8>."""
-    if _UNSIGNED:
-        function = ir.FunctionType(_INTS, [_INTS] * 3)
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [total, a, builder.bitcast(b, _INTS)])
-    pairs = ir.VectorType(_I16, 2 * LANES)
-    a, b = builder.bitcast(a, pairs), builder.sext(b, pairs)
-    products = []
-    for odd in 0, 1:                                # LLVM makes one instruction of this, where there is one
-        lanes = ir.Constant(_INTS, [*range(odd, 2 * LANES, 2)])
-        x, y = (builder.sext(builder.shuffle_vector(z, ir.Constant(pairs, ir.Undefined), lanes), _INTS) for z in (a, b))
-        products.append(builder.mul(x, y))
-    return builder.add(total, builder.add(*products))
+    def part(vector, first, count):
+        lanes = ir.Constant(ir.VectorType(_I32, count), [*range(first, first + count)])
+        return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
+
+    def call(*arguments):
+        function = ir.FunctionType(ints, [argument.type for argument in arguments])
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, _NAME), arguments)
+
+    ints, pairs = ir.VectorType(_I32, _TOGETHER), ir.VectorType(_I16, 2 * _TOGETHER)
+    sums = []
+    for first in range(0, LANES, _TOGETHER):
+        x, y, z = part(total, first, _TOGETHER), part(a, first, _TOGETHER), part(b, first * STEP, _TOGETHER * STEP)
+        if _UNSIGNED:
+            sums.append(call(x, y, builder.bitcast(z, ints)))
+            continue
+        y, z = builder.bitcast(y, pairs), builder.sext(z, pairs)
+        if _NAME:
+            sums.append(builder.add(x, call(y, z)))
+            continue
+        for odd in 0, 1:
+            lanes = ir.Constant(ints, [*range(odd, 2 * _TOGETHER, 2)])
+            x = builder.add(x, builder.mul(*(builder.sext(builder.shuffle_vector(v, ir.Constant(pairs, ir.Undefined), lanes), ints)
+                                             for v in (y, z))))
+        sums.append(x)
+    while len(sums) > 1:
+        lanes = ir.Constant(ir.VectorType(_I32, 2 * sums[0].type.count), [*range(2 * sums[0].type.count)])
+        sums = [builder.shuffle_vector(low, high, lanes) for low, high in zip(sums[::2], sums[1::2])]
+    return sums[0]
 
 
 @cache
@@ -191,11 +214,11 @@ def _make_store(offset):
     return store_integers
 
 
-_store, _store_unsigned = _make_store(OFFSET), _make_store(0)
+_store, store_unsigned = _make_store(OFFSET), _make_store(0)
 
 
 @njit
-def _bounded(x, least, most):
+def bounded(x, least, most):
     """x, but at least `least` (also where it is NaN) and at most `most`."""
     return minimum(maximum(x, splat(least)), splat(most))
 
@@ -212,24 +235,8 @@ def quantise_row(x, row, items, scales):
         inverse = splat(inverse_of(largest, LARGEST))
         for k in range(g * GROUP, (g + 1) * GROUP, LANES):
             scaled = load_part(x, at + k, K - k, ZERO) * inverse
-            _store(items, row * G * GROUP + k, rint(_bounded(scaled, -LARGEST, LARGEST)))
+            _store(items, row * G * GROUP + k, rint(bounded(scaled, -LARGEST, LARGEST)))
         scales[row, g] = largest / LARGEST
-
-
-@njit
-def quantise_weights(x, row, items, scales, groups):
-    """As `quantise_row`, of x (N, G * GROUP) >= 0, but to integers of 0 .. 255, and of the first `groups` groups only.  Sums of
-    products with these start from 0."""
-    width = scales.shape[1] * GROUP
-    for g in range(groups):
-        peaks = splat(ZERO)
-        for k in range(g * GROUP, (g + 1) * GROUP, LANES):
-            peaks = maximum(load(x, row * width + k), peaks)
-        largest = lane_max(peaks)
-        inverse = splat(inverse_of(largest, LARGEST_WEIGHT))
-        for k in range(g * GROUP, (g + 1) * GROUP, LANES):
-            _store_unsigned(items, row * width + k, rint(_bounded(load(x, row * width + k) * inverse, ZERO, LARGEST_WEIGHT)))
-        scales[row, g] = largest / LARGEST_WEIGHT
 
 
 @njit

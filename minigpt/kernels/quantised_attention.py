@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, types
 
-from .lanes import LANES, ZERO, load, load_part, splat, store, store_part
+from .lanes import LANES, ZERO, exp, keep_first, lane_max, lane_sum, load, load_part, maximum, rint, splat, store, store_part
 from .linking import linked
 from .matmul import FLOAT, MATRIX, WIDTH, panels_of
-from .quantised import (GROUP, ITEMS, LARGEST, OFFSET, PANELS, SCALES, STEP, STEPS, inverse_of, new_rows, product_quantised,
-                        quantise_row, quantise_weights, rounded)
-from .softmax import softmax_row
+from .quantised import (GROUP, ITEMS, LARGEST, LARGEST_WEIGHT, OFFSET, PANELS, SCALES, STEP, STEPS, bounded, inverse_of, new_rows,
+                        product_quantised, quantise_row, rounded, store_unsigned)
 from .threads import parallel_for
 
 QUERY_ROWS = 24       # as in attention.py
@@ -68,6 +67,35 @@ def put_integers(held, n, s, g, place, k, v):
     held.value_scales[n, s, g, place] = largest / LARGEST
 
 
+@njit
+def _weigh_row(scores, row, count, groups, scale, value_scales, items, scales):
+    """The weights of row `row` of scores (N, G * GROUP), in the first `groups` groups of places, of which `count` are seen:
+    their integers go to items[row], and the scales of their groups to scales[row].  Returns the total of the row's p_j."""
+    at, low = row * scores.shape[1], splat(np.float32(-np.inf))
+    peaks, others = low, low
+    for j in range(0, count - 2 * LANES + 1, 2 * LANES):                # two chains: a maximum waits for the one before
+        peaks = maximum(load(scores, at + j) * splat(scale), peaks)
+        others = maximum(load(scores, at + j + LANES) * splat(scale), others)
+    for j in range(count // (2 * LANES) * 2 * LANES, count, LANES):
+        peaks = maximum(keep_first(load(scores, at + j) * splat(scale), count - j, np.float32(-np.inf)), peaks)
+    peak, total = splat(lane_max(maximum(others, peaks))), splat(ZERO)
+    for g in range(groups):
+        largest = splat(ZERO)
+        for j in range(g * GROUP, (g + 1) * GROUP, LANES):
+            p = exp(load(scores, at + j) * splat(scale) - peak)
+            if j + LANES > count:
+                p = keep_first(p, count - j, ZERO)
+            total = total + p
+            weight = p * load(value_scales, j)
+            store(scores, at + j, weight)
+            largest = maximum(weight, largest)
+        inverse = splat(inverse_of(lane_max(largest), LARGEST_WEIGHT))
+        for j in range(g * GROUP, (g + 1) * GROUP, LANES):
+            store_unsigned(items, at + j, rint(bounded(load(scores, at + j) * inverse, ZERO, LARGEST_WEIGHT)))
+        scales[row, g] = lane_max(largest) / LARGEST_WEIGHT
+    return lane_sum(total)
+
+
 @linked(types.void(ITEMS, SCALES, *PANELS, PANELS[0], types.Array(types.float32, 1, "C"), types.intp, types.intp,
                    types.float32, MATRIX))
 def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, count, more, scale, out):
@@ -83,10 +111,7 @@ def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, cou
         groups, whole = (seen + GROUP - 1) // GROUP, (seen + WIDTH - 1) // WIDTH * WIDTH        # whole tiles are faster
         product_quantised(q[i:i + rows], q_scales[i:i + rows], keys, key_scales, key_starts, weights[:rows, :whole])
         for r in range(rows):
-            _, totals[r] = softmax_row(weights, r * width, count + (i + r) * more, groups * GROUP, scale)
-            for j in range(0, groups * GROUP, LANES):
-                store(weights, r * width + j, load(weights, r * width + j) * load(value_scales, j))
-            quantise_weights(weights, r, items, scales, groups)
+            totals[r] = _weigh_row(weights, r, count + (i + r) * more, groups, scale, value_scales, items, scales)
         product_quantised(items[:rows], scales[:rows, :groups], values, ones, zeros, out[i:i + rows])
         for r in range(rows):
             at = (i + r) * (out.strides[0] // FLOAT)
