@@ -45,7 +45,7 @@ def _constant(value, element=_FLOAT):
     return ir.Constant(_VALUE[element], [value] * LANES)
 
 
-def _call(builder, name, args, result=_FLOATS):
+def call(builder, name, args, result=_FLOATS):
     """Call the LLVM intrinsic of that name."""
     function_type = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
@@ -67,7 +67,7 @@ def broadcast(builder, scalar):
 
 
 def fused(builder, x, y, z):
-    return _call(builder, "llvm.fma.v16f32", [x, y, z])
+    return call(builder, "llvm.fma.v16f32", [x, y, z])
 
 
 def _first(builder, count):
@@ -120,7 +120,7 @@ def store(typing, array, index, x):
 def _load_masked(typing, array, index, count, fill):
     def generate(context, builder, sig, args):
         address = lanes_at(builder, pointer(context, builder, sig.args[0], args[0], args[1]))
-        return _call(builder, "llvm.masked.load.v16f32.p0",
+        return call(builder, "llvm.masked.load.v16f32.p0",
                      [address, _INT(4), _first(builder, args[2]), broadcast(builder, args[3])])
     return float32x16(array, types.intp, types.intp, types.float32), generate
 
@@ -129,7 +129,7 @@ def _load_masked(typing, array, index, count, fill):
 def _store_masked(typing, array, index, count, x):
     def generate(context, builder, sig, args):
         address = lanes_at(builder, pointer(context, builder, sig.args[0], args[0], args[1]))
-        _call(builder, "llvm.masked.store.v16f32.p0",
+        call(builder, "llvm.masked.store.v16f32.p0",
               [args[3], address, _INT(4), _first(builder, args[2])], ir.VoidType())
         return context.get_dummy_value()
     return types.void(array, types.intp, types.intp, float32x16), generate
@@ -153,9 +153,9 @@ def store_part(array, index, count, x):
 # --- arithmetic, lane by lane -----------------------------------------------------------------------------------------
 
 fma = _operation(fused, 3)                                                  # x * y + z, rounded once
-sqrt = _operation(lambda builder, x: _call(builder, "llvm.sqrt.v16f32", [x]), 1)
-absolute = _operation(lambda builder, x: _call(builder, "llvm.fabs.v16f32", [x]), 1)
-rint = _operation(lambda builder, x: _call(builder, "llvm.rint.v16f32", [x]), 1)                        # ties to even
+sqrt = _operation(lambda builder, x: call(builder, "llvm.sqrt.v16f32", [x]), 1)
+absolute = _operation(lambda builder, x: call(builder, "llvm.fabs.v16f32", [x]), 1)
+rint = _operation(lambda builder, x: call(builder, "llvm.rint.v16f32", [x]), 1)                        # ties to even
 maximum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y), 2)  # y if unordered
 minimum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), x, y), 2)  # y if unordered
 

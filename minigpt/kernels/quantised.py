@@ -26,8 +26,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import (LANES, ZERO, absolute, broadcast, float32x16, fused, lane_max, load, load_part, maximum, minimum, named, pointer,
-                    rint, splat)
+from .lanes import (LANES, ZERO, absolute, broadcast, call, float32x16, fused, lane_max, load, load_part, maximum, minimum, named,
+                    pointer, rint, splat)
 from .linking import linked
 from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, cpu, features, panels_of, part_of, triple
 from .threads import get_num_threads, parallel_for
@@ -46,6 +46,7 @@ _UNSIGNED = "vpdpbusd" in _NAME
 STEP, ITEM = (4, 1) if _UNSIGNED else (2, 2)        # values of a in 4 bytes, and the bytes of one
 STEPS = GROUP // STEP
 OFFSET = 128 if _UNSIGNED else 0                    # of a as stored
+PREFETCH = 4096                                     # how many bytes ahead few rows call for b
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _INTS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -72,25 +73,21 @@ def _dot(builder, total, a, b):
         lanes = ir.Constant(ir.VectorType(_I32, count), [*range(first, first + count)])
         return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
-    def call(*arguments):
-        function = ir.FunctionType(ints, [argument.type for argument in arguments])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, _NAME), arguments)
-
     ints, pairs = ir.VectorType(_I32, _TOGETHER), ir.VectorType(_I16, 2 * _TOGETHER)
     sums = []
     for first in range(0, LANES, _TOGETHER):
         x, y, z = part(total, first, _TOGETHER), part(a, first, _TOGETHER), part(b, first * STEP, _TOGETHER * STEP)
         if _UNSIGNED:
-            sums.append(call(x, y, builder.bitcast(z, ints)))
+            sums.append(call(builder, _NAME, [x, y, builder.bitcast(z, ints)], ints))
             continue
         y, z = builder.bitcast(y, pairs), builder.sext(z, pairs)
         if _NAME:
-            sums.append(builder.add(x, call(y, z)))
+            sums.append(builder.add(x, call(builder, _NAME, [y, z], ints)))
             continue
         for odd in 0, 1:
             lanes = ir.Constant(ints, [*range(odd, 2 * _TOGETHER, 2)])
-            x = builder.add(x, builder.mul(*(builder.sext(builder.shuffle_vector(v, ir.Constant(pairs, ir.Undefined), lanes), ints)
-                                             for v in (y, z))))
+            y_lanes, z_lanes = (builder.shuffle_vector(v, ir.Constant(pairs, ir.Undefined), lanes) for v in (y, z))
+            x = builder.add(x, builder.mul(builder.sext(y_lanes, ints), builder.sext(z_lanes, ints)))
         sums.append(x)
     while len(sums) > 1:
         lanes = ir.Constant(ir.VectorType(_I32, 2 * sums[0].type.count), [*range(2 * sums[0].type.count)])
@@ -139,7 +136,11 @@ def _make_tile(rows, width):
                     a_lanes = [splat(load(at(a, a_row, r, builder.mul(count, intp(4)), _I32))) for r in range(rows)]
                     for v in range(vectors):
                         there = builder.add(builder.mul(count, intp(WIDTH * STEP)), intp(v * LANES % WIDTH * STEP))
-                        b_lanes = load(at(b, b_panel, v * LANES // WIDTH, there, ir.VectorType(_I8, LANES * STEP)), 1)
+                        address = at(b, b_panel, v * LANES // WIDTH, there, ir.VectorType(_I8, LANES * STEP))
+                        b_lanes = load(address, 1)
+                        if rows <= LOW:                     # these few wait for b, which is too large for the caches
+                            ahead = behind(builder, address, intp(PREFETCH))
+                            call(builder, "llvm.prefetch.p0", [ahead, _I32(0), _I32(2), _I32(1)], ir.VoidType())    # to L2
                         for r in range(rows):
                             builder.store(_dot(builder, builder.load(totals[r, v]), a_lanes[r], b_lanes), totals[r, v])
                 there = builder.mul(group.index, intp(FLOAT))

@@ -19,8 +19,8 @@ from numba import njit, types
 from .lanes import LANES, ZERO, exp, keep_first, lane_max, lane_sum, load, load_part, maximum, rint, splat, store, store_part
 from .linking import linked
 from .matmul import FLOAT, MATRIX, WIDTH, panels_of
-from .quantised import (GROUP, ITEMS, LARGEST, LARGEST_WEIGHT, OFFSET, PANELS, SCALES, STEP, STEPS, bounded, inverse_of, new_rows,
-                        product_quantised, quantise_row, rounded, store_unsigned)
+from .quantised import (GROUP, ITEMS, LARGEST, LARGEST_WEIGHT, OFFSET, PANELS, SCALES, STEP, STEPS, bounded, inverse_of,
+                        new_rows, product_quantised, quantise_row, rounded, store_unsigned)
 from .threads import parallel_for
 
 QUERY_ROWS = 24       # as in attention.py
