@@ -9,12 +9,13 @@ group g's integers, which is the same in any order of summation,
 is one chain over the groups, ascending.  As in the product of floats (matmul.py), no other row or column occurs in it, so an
 element has the same bits whatever is computed beside it.
 
-What adds up d[g] differs from processor to processor, and with it how integers lie in memory.  STEP neighbours in k are taken at
-once, and fill 4 bytes of a:
+What adds up d[g] differs from processor to processor, and with it how integers lie in memory.  STEP neighbours in k are taken
+at once, and fill 4 bytes of a:
 
     vpdpbusd    STEP = 4: adds products of unsigned by signed bytes to a 32-bit sum.  So a is stored as a + 128, and the sum
                 begins at -128 times the sum of b's integers.
-    pmaddwd     STEP = 2: adds products of 16 bits.  b is widened as it is loaded.
+    pmaddwd     STEP = 2: adds pairs of products of 16 bits.  b is widened as it is loaded.  On other processors than x86,
+                LLVM finds instructions for the same.
 """
 
 from functools import cache
