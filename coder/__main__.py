@@ -107,6 +107,10 @@ def parse(arguments):
     pack.add_argument("output", metavar="OUT")
     pack.add_argument("--fineness", type=float, default=packed.FINENESS, metavar="N",
                       help=f"quantisation steps to a matrix's root mean square (default: {packed.FINENESS})")
+    sub = command(run_walk, "walk", "follow one byte of TEXT through the network and the range coder into a file, and back, in numbers")
+    sub.add_argument("text", metavar="TEXT", help="a few words; at most what fits into one window of the model")
+    sub.add_argument("--byte", type=int, metavar="N", help="the byte to follow, counted from 1 (default: the last one)")
+    sub.add_argument("--model", metavar="MODEL", help="a checkpoint or a packed model (default: the bundled model)")
     check = command(run_verify, "verify", "compute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     return parser.parse_args(arguments)
@@ -279,6 +283,12 @@ def run_pack(options):
         raise CoderError(str(error)) from None
     write_atomically(target, file)
     print(f"{target}: {len(file):,} bytes, fingerprint {fingerprint(packed.unpack(file)[0])}")
+
+
+def run_walk(options):
+    from .walk import walk                  # with all that the page of `minigpt look` needs
+    for line in walk(os.fsencode(options.text), models.load(options.model)[0], options.byte):
+        print(line)
 
 
 def run_verify(options):

@@ -81,6 +81,7 @@ ALLOWED = [
     ("coder/retrieve.py", "fit", "sum", "integers: places in a file"),
     ("coder/mgz.py", "list_sizes", "sum", "integers: a count"),
     ("coder/lab/causal.py", "_run", "np.log2", "only shown to a person: the code is made of + - * /"),
+    ("coder/walk.py", ANY, "sum", "integers: frequencies"),
     ("coder/report.py", ANY, ANY, "only shown to a person: nothing it computes goes into a file that is decoded"),
     ("minigpt/look.py", ANY, ANY, "only shown to a person: the network's numbers come from the kernels and exact.py"),
 ]
