@@ -279,7 +279,7 @@ def sizes(results):
     print(f"\nAll {len(results) * len(names)} decompress to the original (SHA-256). In the shuffled text only the frequency of"
           "\neach letter can be predicted: order 0 is the best possible. Noise cannot be predicted, and is stored as it is."
           "\nThe modes online and scratch mix the GPT's predictions with those of many contexts, static does not;"
-          "\nfast mixes contexts alone.")
+          "\nfast mixes contexts without a GPT.")
 
 
 def accounts(texts):

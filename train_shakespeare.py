@@ -115,12 +115,12 @@ def resume_command(options):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, help="defaults of the options below (default: default)")
-    parser.add_argument("--data", metavar="FILE", help="train on this text")
+    parser.add_argument("--data", metavar="FILE", help="train on this text file")
     parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
     parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes; characters in simple)")
     parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in DIR, with its own options")
-    parser.add_argument("-f", "--force", action="store_true", help="start a new run although DIR holds one already")
+    parser.add_argument("--resume", action="store_true", help="continue the run in DIR with the options it was started with")
+    parser.add_argument("-f", "--force", action="store_true", help="start a new run even if DIR already holds one")
     for config in (GPTConfig, OptimizerConfig, TrainConfig):
         add_fields(parser.add_argument_group(config.__name__), config)
     options = parser.parse_args(arguments)

@@ -53,8 +53,8 @@ def catch_signals():
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="python -m coder", description="Lossless compression by a GPT. The input file is "
-                                     "kept; - is standard input or output.")
+    parser = argparse.ArgumentParser(prog="python -m coder", description="Lossless compression with a GPT. The input file is "
+                                     "kept; - means standard input or output.")
     commands = parser.add_subparsers(required=True)
 
     def command(run, name, description):
@@ -69,14 +69,14 @@ def parse(arguments):
         sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT; write to a terminal")
         sub.add_argument("--model", metavar="MODEL", help="a checkpoint or a packed model (default: the bundled "
                          "model), or a published language model: smollm2, a GGUF file, or a folder")
-        sub.add_argument("--prime", metavar="FILE", help="a text like FILE, which both sides have, to learn from first "
-                         "(not in the modes static and tokens)")
+        sub.add_argument("--prime", metavar="FILE", help="a text similar to FILE, which both sides have, to learn from "
+                         "first (not in the modes static and tokens)")
         who = sub.add_mutually_exclusive_group()
-        who.add_argument("--workers", type=positive, metavar="N", help="processes that do a segment each (default: one for each "
-                         "core); the bytes are the same whatever N")
-        who.add_argument("--dask", metavar="ADDRESS", help="let the workers of the Dask cluster with this scheduler do it")
-        who.add_argument("--mpi", action="store_true", help="let the other processes of this MPI run do it: mpiexec -n 5 python -m "
-                         "mpi4py.futures -m coder ...")
+        who.add_argument("--workers", type=positive, metavar="N", help="number of processes that share the segments "
+                         "(default: one per core); the output does not depend on it")
+        who.add_argument("--dask", metavar="ADDRESS", help="code the segments on the Dask cluster with this scheduler")
+        who.add_argument("--mpi", action="store_true", help="code the segments in the other processes of this MPI run: "
+                         "mpiexec -n 5 python -m mpi4py.futures -m coder ...")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
         sub.add_argument("-v", "--verbose", action="store_true", help="print sizes and time at the end")
         return sub
@@ -86,18 +86,18 @@ def parse(arguments):
         "--mode", choices=CHOICES, help="; ".join(f"{name}: {MODES[name].help}" for name in CHOICES) +
         " (default: static with --model, or tokens with a published one; fast with --prime; else whichever of static and fast "
         "compresses the beginning of FILE better)")
-    sub.add_argument("--segment", type=size, metavar="SIZE", help="cut FILE into segments of that many bytes, each coded on its "
-                     "own; K, M and G are 2^10, 2^20 and 2^30 (default: " +
+    sub.add_argument("--segment", type=size, metavar="SIZE", help="cut FILE into segments of that many bytes, coded "
+                     "independently; K, M and G are 2^10, 2^20 and 2^30 (default: " +
                      ", ".join(f"{MODES[name].segment >> 20}M {name}" for name in CHOICES) + ")")
-    sub.add_argument("--embed", action="store_true", help="put the model into the file, packed, so that it opens with nothing else")
-    sub.add_argument("--parity", type=float, metavar="PERCENT", help="append so much parity, from 1 to 100 percent of the "
-                     "compressed file, by which it can be repaired where about as much of it is damaged")
+    sub.add_argument("--embed", action="store_true", help="store the packed model in the file, which then needs no other")
+    sub.add_argument("--parity", type=float, metavar="PERCENT", help="append parity, from 1 to 100 percent of the "
+                     "compressed file, so that about as much damage can be repaired")
     sub = file_command(run_decompress, "decompress", "decompress FILE")
     part = sub.add_mutually_exclusive_group()
-    part.add_argument("--salvage", action="store_true", help="of a damaged FILE, write the intact blocks and report the missing bytes")
-    part.add_argument("--range", type=byte_range, metavar="START:STOP", help="write only these bytes of the original, of which the "
-                      "first is 0; STOP is the first that is left out, and without it, all that follow are written")
-    sub = command(run_repair, "repair", "repair the compressed FILE, if it was made with --parity")
+    part.add_argument("--salvage", action="store_true", help="write the intact blocks of a damaged FILE, and report the rest")
+    part.add_argument("--range", type=byte_range, metavar="START:STOP", help="write only the bytes from START up to, but not "
+                      "including, STOP of the original, counted from 0; without STOP, up to the end")
+    sub = command(run_repair, "repair", "repair a compressed FILE that was made with --parity")
     sub.add_argument("file", metavar="FILE")
     sub.add_argument("-o", "--output", metavar="OUT", help="write the repaired file there (default: replace FILE)")
     sub.add_argument("-f", "--force", action="store_true", help="overwrite OUT")
@@ -107,11 +107,11 @@ def parse(arguments):
     pack.add_argument("output", metavar="OUT")
     pack.add_argument("--fineness", type=float, default=packed.FINENESS, metavar="N",
                       help=f"quantisation steps to a matrix's root mean square (default: {packed.FINENESS})")
-    sub = command(run_walk, "walk", "follow one byte of TEXT through the network and the range coder into a file, and back, in numbers")
+    sub = command(run_walk, "walk", "follow one byte of TEXT into a compressed file and back, with all its numbers")
     sub.add_argument("text", metavar="TEXT", help="a few words; at most what fits into one window of the model")
     sub.add_argument("--byte", type=int, metavar="N", help="the byte to follow, counted from 1 (default: the last one)")
     sub.add_argument("--model", metavar="MODEL", help="a checkpoint or a packed model (default: the bundled model)")
-    check = command(run_verify, "verify", "compute everything that must be the same on every machine, and compare")
+    check = command(run_verify, "verify", "recompute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
-"""mgz: the compressor as a command in the manner of gzip and xz.
+"""mgz: the compressor as a command like gzip and xz.
 
-Exit codes are gzip's: 0 where all went well, 1 after an error, 2 where there was only something to warn of.
+Exit codes are gzip's: 0 for success, 1 after an error, 2 after a warning.
 """
 
 import signal
@@ -65,28 +65,28 @@ def say(text):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="mgz", description="Compress or decompress files, each to one beside it, and remove it "
-                                     "then; without files, or for -, standard input to standard output.")
+    parser = argparse.ArgumentParser(prog="mgz", description="Compress or decompress files, replacing each by the result; "
+                                     "without files, or for -, from standard input to standard output.")
     parser.add_argument("files", nargs="*", metavar="FILE")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("-z", "--compress", dest="action", action="store_const", const="compress", help="compress (the default)")
     action.add_argument("-d", "--decompress", "--uncompress", dest="action", action="store_const", const="decompress",
                         help="decompress")
-    action.add_argument("-t", "--test", dest="action", action="store_const", const="test", help="check, and write nothing")
+    action.add_argument("-t", "--test", dest="action", action="store_const", const="test", help="check the files, and write nothing")
     action.add_argument("-l", "--list", dest="action", action="store_const", const="list", help="print the sizes, and write nothing")
-    parser.add_argument("-k", "--keep", action="store_true", help="keep the files that are read")
+    parser.add_argument("-k", "--keep", action="store_true", help="keep the input files")
     parser.add_argument("-c", "--stdout", "--to-stdout", action="store_true", help="write to standard output, and keep the files")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite; follow links; write to a terminal")
     parser.add_argument("-q", "--quiet", action="store_true", help="no warnings, no progress bar")
     parser.add_argument("-v", "--verbose", action="store_true", help="print each file's name and sizes")
     for level, mode in LEVELS.items():
-        said = {1: "1 to 3: contexts alone, fast", 4: "4 to 6: that, or the model, whichever compresses the beginning better "
-                f"(default: {DEFAULT})", 7: "7 to 9: the model, learning, and contexts: small, and slow"}.get(level)
+        said = {1: "1 to 3: context mixing, fast", 4: "4 to 6: that or the model, whichever compresses the beginning better "
+                f"(default: {DEFAULT})", 7: "7 to 9: the model, which keeps learning, and contexts: small and slow"}.get(level)
         parser.add_argument(f"-{level}", dest="level", action="store_const", const=level, help=said or argparse.SUPPRESS)
     parser.add_argument("--fast", dest="level", action="store_const", const=1, help="-1")
     parser.add_argument("--best", dest="level", action="store_const", const=9, help="-9")
     parser.add_argument("-T", "--workers", "--threads", type=lambda text: positive(text) if text != "0" else None, metavar="N",
-                        help="processes that do a segment of a large file each (default, and 0: one for each core)")
+                        help="number of processes that share the segments of a large file (default, and 0: one per core)")
     parser.add_argument("--segment", type=size, metavar="SIZE", help="bytes of the original in a segment, as in 300K or 4M")
     parser.add_argument("--model", metavar="MODEL", help="as for python -m coder")
     parser.set_defaults(action="compress", level=DEFAULT, dask=None, mpi=False)

@@ -20,32 +20,32 @@ DEFAULT = "out/model.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minigpt", description="A GPT by hand.")
+    parser = argparse.ArgumentParser(prog="python -m minigpt", description="A GPT written by hand, from scratch.")
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="generate text with a trained model",
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     sample.add_argument("--model", default=DEFAULT, metavar="FILE",
                         help="a checkpoint, a GGUF file, a folder with config.json and model.safetensors, or smollm2")
     sample.add_argument("--prompt", default="", help="the text to continue")
-    sample.add_argument("--tokens", type=int, default=500, help="largest number of tokens to generate")
+    sample.add_argument("--tokens", type=int, default=500, help="number of tokens to generate, at most")
     sample.add_argument("--temperature", type=float, default=0.8,
                         help="0: always the likeliest token; 1: the model's own probabilities")
     sample.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all")
     sample.add_argument("--top-p", type=float, default=1.0,
                         help="sample from the likeliest tokens that together have this probability")
     sample.add_argument("--seed", type=int, default=42, help="seed of the random numbers")
-    sample.add_argument("--stop", default="", metavar="TEXT", help="end before this text")
+    sample.add_argument("--stop", default="", metavar="TEXT", help="stop before this text")
     see = commands.add_parser("look", help="write a page that shows what happens to a text inside a network")
-    see.add_argument("text", metavar="TEXT", help="the text that goes through the network, some words")
+    see.add_argument("text", metavar="TEXT", help="the text to run through the network: a few words")
     see.add_argument("--model", metavar="FILE", help="as for sample, or a packed model (default: out/model.safetensors if it "
-                     "exists, else the model that the coder comes with)")
+                     "exists, else the bundled model)")
     see.add_argument("--html", default="look.html", metavar="OUT", help="the page (default: look.html)")
-    see.add_argument("--head", type=int, default=1, metavar="N", help="the attention head that is shown first, and of a "
-                     "language model alone (default: 1)")
+    see.add_argument("--head", type=int, default=1, metavar="N", help="the attention head to show first; of a published "
+                     "language model, the only one that is shown (default: 1)")
     check = commands.add_parser("verify", help="recompute everything that must be the same on every machine, and compare")
     check.add_argument("--json", action="store_true", help="print the hashes alone, as a JSON object")
     check.add_argument("--exhaustive", action="store_true",
-                       help="instead, exp and log of all 2^32 float32 numbers, and their largest errors (takes minutes)")
+                       help="check exp and log on all 2^32 float32 numbers instead, and print their largest errors (minutes)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "verify":
