@@ -1,4 +1,4 @@
-"""python -m coder: compress and decompress files, in the manner of gzip."""
+"""python -m coder: compress and decompress files, much as gzip does."""
 
 import signal
 

@@ -208,7 +208,7 @@ def processes_of(executor: Executor | None) -> list:
 # --- executors ------------------------------------------------------------------------------------------------------------------
 
 def processes(count: int | None = None) -> Engine:
-    """An engine of so many processes, by default one for each core, which share the cores."""
+    """An engine with that many processes (by default one per core), which share the cores."""
     count = count or cores()
     context = multiprocessing.get_context("spawn")              # a forked process has half of its parent's threads and locks
     start = partial(ProcessPoolExecutor, count, context, _prepare)

@@ -1,4 +1,4 @@
-"""The compressor as a library, in the manner of Python's gzip and lzma: `import coder`.
+"""The compressor as a library, modelled on Python's gzip and lzma: `import coder`.
 
     >>> import coder
     >>> data = b"one line of text, and then another line of text\\n" * 50

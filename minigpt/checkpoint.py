@@ -1,6 +1,6 @@
 """A model on disk: weights, config and tokenizer, and what a run needs to go on, in one safetensors file.
 
-Nothing in the file can run: it is a JSON header and plain arrays.  A checksum over all of it tells damage from content.
+The file contains no code: it is a JSON header and plain arrays.  A checksum over all of it detects damage.
 The fingerprint is of the weights alone, so that two people can tell over the phone whether they hold the same model.
 """
 

@@ -57,10 +57,10 @@ class GPT(Layer):
         return model
 
     def freeze(self) -> "GPT":
-        """Hold the matrices packed only, as `step` reads them: for a model that only predicts, with the same bits.
+        """Keep the matrices only in packed form, as `step` reads them: for a model that only predicts, with the same bits.
 
-        Its caches need no copy of the weights, and all blocks share the buffers of one.  It cannot be trained any more
-        (`backward` is a RuntimeError), only copied.  Returns the model.
+        Its caches need no copy of the weights, and all blocks share the buffers of one.  It can no longer be trained
+        (`backward` raises RuntimeError), only copied.  Returns the model.
         """
         if self.frozen is None:
             self.frozen = pack_weights(self, release=True, quantised=self.quantised)
@@ -69,9 +69,9 @@ class GPT(Layer):
         return self
 
     def quantise(self) -> "GPT":
-        """Freeze the model with matrices of 8-bit integers, and compute with them: its predictions change a little, its memory
-        is a quarter.  The rows that matrices are multiplied by, and keys and values, become such integers as they come (see
-        kernels/quantised.py).  It cannot be copied.  Returns the model.  RuntimeError where it was frozen before."""
+        """Freeze the model with matrices of 8-bit integers, and compute with them: its predictions change a little, and it takes
+        a quarter of the memory.  Activations, keys and values are quantised as they are computed (see kernels/quantised.py).
+        It cannot be copied.  Returns the model.  RuntimeError where it was frozen before."""
         if self.frozen is not None and not self.quantised:
             raise RuntimeError("a frozen model cannot be quantised: quantise a copy of it")
         self.quantised = True

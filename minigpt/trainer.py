@@ -1,4 +1,4 @@
-"""The training loop: steps on random windows, with a validation and a checkpoint every so many steps.
+"""The training loop: steps on random windows, with a validation and a checkpoint at regular intervals.
 
 All randomness is addressed by (seed, purpose, step), and the checkpoint holds the optimiser's state: a run that was interrupted
 and resumed ends with the same bits as one that was not.
