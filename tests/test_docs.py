@@ -45,3 +45,16 @@ def test_the_pictures_of_the_bundled_model_are_those_that_their_command_draws(tm
         assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / f"docs/{name}.svg").read_bytes()
     with pytest.raises(Exception, match="there is no model at nothing"):
         pictures.main(["nothing"])
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_prints_what_it_shows():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    path = ROOT / "docs/tour.ipynb"
+    notebook = nbformat.read(path, 4)
+
+    def printed():
+        return ["".join(output.get("text", "?") for output in cell.get("outputs", [])) for cell in notebook.cells]
+    shown = printed()
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    assert printed() == shown and sum(map(bool, shown)) >= 6
