@@ -4,6 +4,7 @@
     python train_shakespeare.py --preset simple     the same, as PyTorch's layers would do it: characters, post-norm, Adam
     python train_shakespeare.py                     4 layers, width 128, 2,000 steps
     python train_shakespeare.py --preset large      6 layers, width 192: the best of about half an hour on 2 cores
+    mpiexec -n 4 python train_shakespeare.py --batch-size 8 --shards 8      four processes, and the bits of one (docs/TRAINING.md)
 """
 
 import sys
@@ -12,7 +13,9 @@ try:
     import argparse
     import json
     import math
+    import os
     import shlex
+    from contextlib import nullcontext
     from dataclasses import fields, replace
     from pathlib import Path
 
@@ -23,6 +26,7 @@ try:
     from minigpt.model import GPT
     from minigpt.plot import draw_losses
     from minigpt.sampling import stream
+    from minigpt.shards import Alone
     from minigpt.tokenizer import ByteTokenizer, CharTokenizer
     from minigpt.trainer import FILE, TrainConfig, Trainer, TrainingError
 except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
@@ -61,7 +65,7 @@ class KeepingTrainer(Trainer):
         self.data = None                    # the file that the text is from, if it is the user's own
 
     def step(self) -> float:
-        if self.step_count in KEPT_AFTER:
+        if self.step_count in KEPT_AFTER and self.processes.rank == 0:
             self.keep_sample()
         return super().step()
 
@@ -81,33 +85,46 @@ class KeepingTrainer(Trainer):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
     try:
-        text = corpus.load(options.data, options.corpus)
-        print(f"text: {text.name}, {len(text.data):,} bytes")
-        trainer = KeepingTrainer.resume(options.out, text.data) if options.resume else start(options, text.data)
-        trainer.data = options.data and str(Path(options.data).resolve())
-        describe(trainer)
-        seconds, done = trainer.run(lambda: draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count],
-                                                        trainer.validations))
-        if not done:
-            print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options)}")
-            sys.exit(130)
-        try:
-            trainer.keep_sample()
-            summarise(trainer, seconds, options.preset == "simple")
-        except KeyboardInterrupt:
-            sys.exit(130)                               # the run is done and saved
+        with processes() as ranks:
+            train(parse(arguments), ranks)
     except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"train_shakespeare: {error}")
     except MemoryError:
         sys.exit("train_shakespeare: not enough memory for a run of this size")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped without saving; if {options.out} has a checkpoint, --resume continues from it")
+        sys.exit("\nstopped without saving; if there is a checkpoint, --resume continues from it")
 
 
-def resume_command(options):
-    words = ["python", sys.argv[0], "--resume", "--out", options.out]
+def processes():
+    """The processes of this MPI run, as a context; without mpiexec, this one alone, and nothing of MPI is loaded."""
+    if any(os.environ.get(name, "1") != "1" for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
+        from minigpt.mpi import Processes
+        return Processes()
+    return nullcontext(Alone())
+
+
+def train(options, ranks):
+    text = ranks.first(lambda: corpus.load(options.data, options.corpus))
+    print(f"text: {text.name}, {len(text.data):,} bytes")
+    trainer = KeepingTrainer.resume(options.out, text.data, ranks) if options.resume else start(options, text.data, ranks)
+    trainer.data = options.data and str(Path(options.data).resolve())
+    describe(trainer)
+    seconds, done = trainer.run(lambda: draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count],
+                                                    trainer.validations))
+    if not done:
+        print(f"stopped after step {trainer.step_count:,}; to resume: {resume_command(options, ranks.count)}")
+        sys.exit(130)
+    if ranks.rank == 0:
+        try:
+            trainer.keep_sample()
+            summarise(trainer, seconds, options.preset == "simple")
+        except KeyboardInterrupt:
+            sys.exit(130)                               # the run is done and saved
+
+
+def resume_command(options, count=1):
+    words = ["mpiexec", "-n", str(count)] * (count > 1) + ["python", sys.argv[0], "--resume", "--out", options.out]
     words += ["--data", options.data] if options.data else ["--corpus", options.corpus] * (options.corpus != "shakespeare")
     return shlex.join(words)
 
@@ -151,10 +168,10 @@ def boolean(word):
     return word == "yes"
 
 
-def start(options, text):
+def start(options, text, ranks=Alone()):
     """A new run: the preset with the changes from the command line."""
     path = Path(options.out) / FILE
-    if path.exists() and not options.force:
+    if ranks.rank == 0 and path.exists() and not options.force:
         raise TrainingError(f"{path} exists: --resume continues that run, --force replaces it, --out DIR keeps it")
     model_config, optimizer_config, train_config = (
         replace(config, **{field.name: getattr(options, field.name) for field in fields(config)
@@ -167,17 +184,21 @@ def start(options, text):
         except UnicodeDecodeError:
             raise TrainingError("the text is not UTF-8, so it has no characters: pass --tokenizer bytes") from None
     model = GPT(replace(model_config, vocab_size=tokenizer.vocab_size), train_config.seed)
-    trainer = KeepingTrainer(model, tokenizer, text, train_config, optimizer_config, options.out)
-    Path(options.out).mkdir(parents=True, exist_ok=True)        # now, rather than after an hour, if it cannot be
+    trainer = KeepingTrainer(model, tokenizer, text, train_config, optimizer_config, options.out, ranks)
+    if ranks.rank == 0:
+        Path(options.out).mkdir(parents=True, exist_ok=True)    # now, rather than after an hour, if it cannot be
     return trainer
 
 
 def describe(trainer):
+    if trainer.processes.count > 1:
+        print(trainer.processes)
     model, train = trainer.model.config, trainer.config
     count = sum(parameter.data.size for parameter in trainer.model.parameters().values())
     print(f"model: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, windows of {model.block_size}, "
           f"{model.vocab_size} tokens: {count:,} parameters")
-    print(f"run: {train.steps:,} steps of {train.batch_size} windows{f' of {train.window}' if train.window else ''}, "
+    print(f"run: {train.steps:,} steps of {train.batch_size} windows{f' of {train.window}' if train.window else ''}"
+          f"{f' in {train.shards} shards' if train.shards > 1 else ''}, "
           f"{len(trainer.train_ids):,} tokens to train, {len(trainer.validation_ids):,} to validate", flush=True)
 
 

@@ -22,9 +22,9 @@ from . import rng
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import option
 from .corpus import split
-from .layers import Draw
 from .model import GPT
 from .optimizer import Optimizer, OptimizerConfig
+from .shards import Alone, Shards
 from .tokenizer import ByteTokenizer, CharTokenizer
 
 FILE = "model.safetensors"
@@ -38,6 +38,7 @@ class TrainingError(Exception):
 class TrainConfig:
     steps: int = option(2000, "optimiser steps")
     batch_size: int = option(12, "windows per step")
+    shards: int = option(1, "equal parts of a batch, a power of two, whose gradients are added in a tree; MPI shares them out")
     window: int = option(0, "tokens in a window to train and validate on, at most block_size; 0: block_size")
     seed: int = option(1, "seed of the initial weights, the windows and the dropout")
     validate_every: int = option(500, "steps between validations; 0: only at the end")
@@ -45,21 +46,24 @@ class TrainConfig:
     shuffle: bool = option(False, "shuffled epochs, in which each part of the text comes once; no: windows from anywhere")
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("batch_size", 1), ("window", 0), ("seed", 0), ("validate_every", 0), ("save_every", 0)):
-            value = getattr(self, name)
+        for name in ("steps", "batch_size", "shards", "window", "seed", "validate_every", "save_every"):
+            value, least = getattr(self, name), int(name in ("steps", "batch_size", "shards"))
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2 ** 63:
                 raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
+        if self.shards & self.shards - 1 or self.batch_size % self.shards:
+            raise ValueError(f"shards must be a power of two that divides batch_size ({self.batch_size}), but is {self.shards}")
 
 
 class Trainer:
     """Trains a model: `run` continues to the last step, or to Ctrl-C, and saves a checkpoint in the folder `out`.
 
     text (bytes) is split into 90 % to train on and 10 % to validate on.  TrainingError where it is too short for one window.
+    Where there are other `processes`, each computes its shards of every batch, and the first one saves.
     """
 
     def __init__(self, model: GPT, tokenizer: ByteTokenizer | CharTokenizer, text: bytes, config: TrainConfig,
-                 optimizer_config: OptimizerConfig, out: str | Path):
-        self.model, self.tokenizer, self.config, self.out = model, tokenizer, config, Path(out)
+                 optimizer_config: OptimizerConfig, out: str | Path, processes: Alone = Alone()):
+        self.model, self.tokenizer, self.config, self.out, self.processes = model, tokenizer, config, Path(out), processes
         self.text_sha256 = hashlib.sha256(text).hexdigest()
         self.window = config.window or model.config.block_size
         self.train_ids, self.validation_ids = split(tokenizer.encode(text).astype(np.int32))
@@ -67,6 +71,7 @@ class Trainer:
             raise TrainingError(f"the text has {len(text):,} bytes, too few to train on windows of "
                                 f"{self.window} tokens and to validate on the rest")
         self.optimizer = Optimizer(model, optimizer_config, config.steps)
+        self.shards = Shards(model, config.shards, processes)
         self.losses = np.zeros(config.steps, np.float32)        # nats per token, of each step's batch
         self.validations = []                                   # (step, nats per token)
 
@@ -95,29 +100,29 @@ class Trainer:
 
     def step(self) -> float:
         """Train on one batch; returns its loss in nats per token.  TrainingError if that is not a finite number."""
-        step, windows = self.step_count, self.batch(self.step_count)
-        loss = self.model.loss(windows[:, :-1], windows[:, 1:], Draw(self.config.seed, step))
+        step = self.step_count
+        loss = self.shards.gradient(self.batch(step), self.config.seed, step)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of step {step + 1} is {loss}: try a lower learning rate; "
                                 "the last checkpoint is unchanged")
-        self.model.backward()
         self.optimizer.step()
         self.losses[step] = loss
         return loss
 
     def validate(self) -> float:
         """Mean cross-entropy, in nats per token, over the whole validation text, in consecutive windows."""
-        ids, T = self.validation_ids, self.window
-        windows_at_a_time = self.config.batch_size          # so that it needs no more memory than training
-        whole = (len(ids) - 1) // T
-        inputs, targets = ids[:whole * T].reshape(whole, T), ids[1:whole * T + 1].reshape(whole, T)
+        ids, T, processes = self.validation_ids, self.window, self.processes
+        whole = (len(ids) - 1) // T * T
+        bounds = [*range(0, whole, self.config.batch_size // self.config.shards * T), whole, len(ids) - 1]   # as much memory as
+        losses, sizes = np.zeros(len(bounds) - 1, np.float32), np.diff(bounds)                            # a shard in training
+        for i in tqdm(range(processes.rank, len(sizes), processes.count), "validating", leave=False, delay=2):
+            x, y = ids[bounds[i]:bounds[i + 1]], ids[bounds[i] + 1:bounds[i + 1] + 1]
+            if sizes[i]:
+                losses[i] = self.model.loss(x.reshape(-1, min(T, len(x))), y.reshape(-1, min(T, len(x))))
+        processes.add(losses)               # each is of one process, and 0 in the others
         total = 0.0
-        for i in tqdm(range(0, whole, windows_at_a_time), "validating", leave=False, delay=2):
-            x, y = inputs[i:i + windows_at_a_time], targets[i:i + windows_at_a_time]
-            total += self.model.loss(x, y) * y.size
-        rest = len(ids) - 1 - whole * T
-        if rest:
-            total += self.model.loss(ids[None, whole * T:-1], ids[None, whole * T + 1:]) * rest
+        for loss, size in zip(losses.tolist(), sizes.tolist()):
+            total += loss * size
         return total / (len(ids) - 1)
 
     # --- the loop ---
@@ -131,10 +136,12 @@ class Trainer:
         tokens = config.batch_size * self.window
 
         def save():
-            self.save()
-            on_save()
+            self.processes.check(self.model)
+            if self.processes.rank == 0:
+                self.save()
+                on_save()
         with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
-            while self.step_count < config.steps and not interrupted.is_set():
+            while self.step_count < config.steps and not self.processes.any(interrupted.is_set()):
                 self.step()
                 bar.set_postfix_str(f"loss {self._recent_loss():.3f}, "
                                     f"{(self.step_count - begun) * tokens / (time.perf_counter() - start):,.0f} tokens/s",
@@ -178,10 +185,10 @@ class Trainer:
         save_checkpoint(self.path, self.model, self.tokenizer, run, arrays)
 
     @classmethod
-    def resume(cls, out: str | Path, text: bytes) -> "Trainer":
+    def resume(cls, out: str | Path, text: bytes, processes: Alone = Alone()) -> "Trainer":
         """The run whose checkpoint is in `out`, as it stopped.  CheckpointError; TrainingError for another text."""
         path = Path(out) / FILE
-        checkpoint = load_checkpoint(path)
+        checkpoint = processes.first(lambda: load_checkpoint(path))
         run, sha256 = checkpoint.run, hashlib.sha256(text).hexdigest()
         if not run:
             raise TrainingError(f"{path} is a bare model, without the state of a run to resume")
@@ -190,7 +197,7 @@ class Trainer:
                 raise TrainingError(f"{path} was trained on another text (SHA-256 {run['text_sha256'][:8]}..., this one "
                                     f"{sha256[:8]}...): pass --data with the same file")
             trainer = cls(checkpoint.model, checkpoint.tokenizer, text, TrainConfig(**run["train"]),
-                          OptimizerConfig(**run["optimizer"]), out)
+                          OptimizerConfig(**run["optimizer"]), out, processes)
             trainer.optimizer.step_count = run["step"]
             trainer.validations = [tuple(v) for v in run["validations"]]
             losses = checkpoint.arrays.pop("losses")
@@ -204,13 +211,13 @@ class Trainer:
 
 @contextmanager
 def _interruptible():
-    """Yields an event that the first Ctrl-C sets (or SIGTERM, or SIGHUP), so that the current step can end; the second one acts
-    as usual."""
+    """Yields an event that the first Ctrl-C sets (or SIGTERM, SIGHUP, or SIGUSR1, which mpiexec passes on), so that the current
+    step can end; the second one acts as usual."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted                       # only the main thread may handle signals
         return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     # Leave alone what is ignored, and None, which is a handler not installed from Python: it could not be restored.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}

@@ -154,7 +154,7 @@ def test_every_field_is_an_option_that_help_explains(name, capsys):
 @pytest.mark.parametrize("field", OPTIONS, ids=lambda field: field.name)
 def test_every_option_reaches_its_field(field):
     value = {"position": "learned", "norm": "layer", "norm_order": "last", "activation": "gelu", "optimizer": "adamw",
-             "dropout": 0.25, "n_embd": 24, "n_head": 2, "n_kv_head": 1, "rope_theta": 500.0}.get(field.name)
+             "dropout": 0.25, "n_embd": 24, "n_head": 2, "n_kv_head": 1, "rope_theta": 500.0, "shards": 2}.get(field.name)
     if value is None:
         value = not field.default if field.type is bool else 0.5 if field.type is float else 3
     word = {True: "yes", False: "no"}.get(value, str(value)) if field.type is bool else str(value)
@@ -183,6 +183,8 @@ def test_an_option_changes_its_preset_in_nothing_else(preset):
     ("--dropout 1", 1, "dropout must be"),
     ("--dropout nan", 1, "dropout must be"),
     ("--steps 0", 1, "steps must be"),
+    ("--shards 4", 1, r"shards must be a power of two that divides batch_size \(2\), but is 4"),
+    ("--batch-size 3 --shards 3", 1, "shards must be a power of two"),
     ("--seed -1", 1, "seed must be"),
     ("--learning-rate -0.1", 1, "learning_rate must be"),
     ("--learning-rate inf", 1, "learning_rate must be"),
