@@ -110,6 +110,7 @@ def train(options, ranks):
     trainer = KeepingTrainer.resume(options.out, text.data, ranks) if options.resume else start(options, text.data, ranks)
     trainer.data = options.data and str(Path(options.data).resolve())
     describe(trainer)
+    ranks.check(trainer.model)
     seconds, done = trainer.run(lambda: draw_losses(trainer.out / "loss.png", trainer.losses[:trainer.step_count],
                                                     trainer.validations))
     if not done:

@@ -5,6 +5,7 @@ the tree: first between neighbours, then between pairs of neighbours, and so on.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .shards import Alone
 from .trainer import TrainingError
 
 PATIENCE = 2            # seconds that the first process has to say what is wrong before another one says it
+NAP = 1e-4              # seconds between two looks for a message: MPI's own waiting takes a whole core, and lets no signal in
 
 
 class Processes(Alone):
@@ -55,22 +57,31 @@ class Processes(Alone):
         self.streams = sys.stdout, sys.stderr
         if self.rank:
             sys.stdout = sys.stderr = open(os.devnull, "w")
+        self._ignore("SIGUSR1")                                 # outside of the training loop, which stops at it
         return self
 
     def __exit__(self, kind, error, traceback):
         sys.stdout, sys.stderr = self.streams
         if error is None or isinstance(error, SystemExit):      # all processes end here
+            self._ignore("SIGUSR1", "SIGINT", "SIGTERM")        # a signal that has stopped another one may still be on its way
             sys.stdout.flush()
             self.mpi.Finalize()
         elif self.rank:
             time.sleep(PATIENCE)                                # it is likely that the first one has the same error
+
+    def _ignore(self, *names):
+        for name in names:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda number, frame: None)
 
     def add(self, array: np.ndarray) -> None:
         other, distance = np.empty_like(array), 1
         while distance < self.count:
             partner = self.rank ^ distance
             try:
-                self.comm.Sendrecv(array, partner, recvbuf=other, source=partner)
+                messages = [self.comm.Irecv(other, partner), self.comm.Isend(array, partner)]
+                while not self.mpi.Request.Testall(messages):
+                    time.sleep(NAP)
             except self.mpi.Exception as error:
                 raise TrainingError(f"process {partner} cannot be reached ({error}): --resume continues from the last "
                                     "checkpoint") from None

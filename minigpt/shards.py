@@ -29,7 +29,7 @@ class Alone:
         return flag
 
     def first(self, function: Callable[[], Any]) -> Any:
-        """What function() returns on the first process."""
+        """What function() returns on the first process, for which the others wait."""
         return function()
 
     def check(self, model: GPT) -> None:

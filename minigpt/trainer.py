@@ -137,9 +137,7 @@ class Trainer:
 
         def save():
             self.processes.check(self.model)
-            if self.processes.rank == 0:
-                self.save()
-                on_save()
+            self.processes.first(lambda: (self.save(), on_save()))
         with _interruptible() as interrupted, tqdm(total=config.steps, initial=begun, unit="step", smoothing=0.05) as bar:
             while self.step_count < config.steps and not self.processes.any(interrupted.is_set()):
                 self.step()
