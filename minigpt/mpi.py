@@ -82,8 +82,8 @@ class Processes(Alone):
                 messages = [self.comm.Irecv(other, partner), self.comm.Isend(array, partner)]
                 while not self.mpi.Request.Testall(messages):
                     time.sleep(NAP)
-            except self.mpi.Exception as error:
-                raise TrainingError(f"process {partner} cannot be reached ({error}): --resume continues from the last "
+            except self.mpi.Exception:
+                raise TrainingError(f"process {partner} cannot be reached: --resume continues from the last "
                                     "checkpoint") from None
             array += other
             distance *= 2

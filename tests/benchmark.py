@@ -30,10 +30,12 @@ import ctypes
 import gc
 import gzip
 import importlib.util
+import json
 import multiprocessing
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,6 +87,8 @@ LAYOUTS = "x W", "dy W^T", "x^T dy"
 LM = (576, 576), (576, 192), (576, 1536), (1536, 576), (576, 49152)       # (K, M) in a language model of 135 M parameters
 FORMS = {"nanogpt": dict(position="learned", norm="layer", activation="gelu", qk_norm=False),
          "ours": dict(position="rotary", norm="rms", activation="relu2", qk_norm=True)}
+NETWORK = 1e10                  # bits per second between machines
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 RATE, STILL = 1e-3, 1e-6        # AdamW's, while both sides are compared, and then, so that each step is the same work
 GOALS = {       # without and with AVX-512, of each line: the least ratio; of startup: the most seconds, warm and cold
     "train": ((1.5, 1.5, 1.5, 1.2), (1.9, 2.0, 2.3, 2.0)),
@@ -630,6 +634,29 @@ class Benchmark:
         worker.shutdown()
         return seconds
 
+    def shards(self):
+        """two processes of one thread (MPI) against one of two, and by that the efficiency of 64 machines"""
+        launcher = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if not launcher or not importlib.util.find_spec("mpi4py"):
+            print('shards: needs an MPI: pip install ".[mpi]"')
+            return
+        head("training step of a preset, 2 shards", "one", "two")
+        found = {}
+        for preset, steps in (("default", 20), ("large", 6), ("english", 3))[:1 if self.options.quick else 3]:
+            one, two = (json.loads(subprocess.run(
+                [*words, sys.executable, "-m", "tests.benchmark", "--a-process-of-shards", preset, str(steps)],
+                stdout=subprocess.PIPE, check=True, env={**os.environ, **AS_ROOT}).stdout) for words in ([], [launcher, "-n", "2"]))
+            row(preset, two["step"], one["step"])
+            print(f"{'':11}of which gradients {duration(one['gradient'])} and {duration(two['gradient'])}, optimiser "
+                  f"{duration(one['optimizer'])} and {duration(two['optimizer'])}, exchange {duration(two['exchange'])} of "
+                  f"{megabytes(4 * one['parameters'])}, an addition {duration(one['addition'])}")
+            found[preset] = one
+        counts = [2 ** i for i in range(7)]
+        for title, law in (("its own batch", self_sized), (f"an equal part of {counts[-1]} windows", fixed)):
+            print(f"\n{f'efficiency by calculation, each machine takes {title}':62}" + "".join(f"{count:7}" for count in counts))
+            for preset, one in found.items():
+                print(f"{preset:62}" + "".join(f"{law(one, count, counts[-1]):7.0%}" for count in counts), flush=True)
+
     def optimizer(self):
         """AdamW alone, and the share of a training step that AdamW and Muon take"""
         head("optimiser alone", "PyTorch")
@@ -657,6 +684,55 @@ class Benchmark:
                 seen = slope(sizes, values)
                 verdict = "WORSE" if seen > law + 0.1 else "as it should be"
                 print(f"    {what:6} ~ {name}^{seen:.2f}, by the mathematics ^{law:.2f}: {verdict}", flush=True)
+
+
+# How training in shards scales, on paper: n machines exchange the whole gradient log2(n) times, over a network that does nothing
+# else and reaches its speed at once, and add as often.  Left out: latency, waiting for the slowest, validation and checkpoints,
+# that few windows at once take longer each, and that a backward pass could go on while its gradients are being sent.
+
+def exchange(one, count):
+    """Seconds that `count` machines take to add up a gradient."""
+    return (count.bit_length() - 1) * (8 * 4 * one["parameters"] / NETWORK + one["addition"])
+
+
+def self_sized(one, count, _):
+    """The efficiency where the batch grows with the machines: the time of one of them alone, divided by the time of all."""
+    alone = one["gradient"] + one["optimizer"]
+    return alone / (alone + exchange(one, count))
+
+
+def fixed(one, count, windows):
+    """The efficiency where the batch is of that many windows, shared out: time alone, divided by time and number of all."""
+    gradient = one["gradient"] * windows / one["windows"]
+    return (gradient + one["optimizer"]) / (count * (gradient / count + one["optimizer"] + exchange(one, count)))
+
+
+def a_process_of_shards(preset, steps):
+    """One of the processes that train a preset in two shards; the first prints median seconds of the parts of a step, as JSON."""
+    from minigpt import model, tokenizer, trainer
+    from train_shakespeare import PRESETS, processes
+    model_config, optimizer_config, train_config = PRESETS[preset]
+    taken = {name: [] for name in ("step", "optimizer", "exchange", "addition")}
+
+    def timed(name, function):
+        def call(*arguments):
+            start = time.perf_counter()
+            result = function(*arguments)
+            taken[name].append(time.perf_counter() - start)
+            return result
+        return call
+    with processes() as ranks:
+        text = np.random.default_rng(1).integers(32, 127, 100_000, np.uint8).tobytes()
+        run = trainer.Trainer(model.GPT(model_config, seed=1), tokenizer.ByteTokenizer(), text,
+                              replace(train_config, steps=10 ** 6, shards=2), optimizer_config, "", ranks)
+        ranks.add, run.optimizer.step = timed("exchange", ranks.add), timed("optimizer", run.optimizer.step)
+        other, add = np.zeros_like(run.shards.total), timed("addition", np.add)
+        for _ in range(steps + 1):                                      # the first is not counted
+            timed("step", run.step)()
+            add(other, run.shards.total, other)
+        medians = {name: float(np.median(seconds[1:])) for name, seconds in taken.items()}
+        medians["gradient"] = medians["step"] - medians["optimizer"] - medians["exchange"]
+        print(json.dumps({**medians, "parameters": run.shards.total.size - 1, "windows": train_config.batch_size}))
 
 
 def slope(sizes, values):
@@ -719,7 +795,7 @@ def megabytes(size):
 
 
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
-                                                     "messages", "memory", "startup", "optimizer", "rules", "scaling")}
+                                                     "messages", "memory", "startup", "optimizer", "rules", "scaling", "shards")}
 
 
 def main():
@@ -760,4 +836,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--a-process-of-shards"]:
+        a_process_of_shards(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()
