@@ -37,6 +37,7 @@ from .layers import Draw
 from .model import GPT, GPTConfig
 from .optimizer import Optimizer, OptimizerConfig
 from .sampling import generate
+from .shards import Alone, Shards
 
 # Written down when x86-64 (compiled for generic, nehalem, haswell, skylake-avx512 and the machine itself) and aarch64
 # agreed on them.  A change here is a new order of operations: every model and every compressed file is affected.
@@ -93,6 +94,7 @@ EXPECTED = {
     "llama: weights after 4 steps": "df7adff44852dc69e206cca323a376bd14920c87488d017cec35816ba3ffb2f3",
     "llama: sampled tokens": "0f316f6031154ae110289644412b4abef3255f849db3ace8b2bd0022e75b2875",
     "wide: logits, token by token": "67b6869c66b801470485759c8ae8fb52699732544e4dce0fbcb79628e0c33220",
+    "4 shards: weights after 4 steps": "0a5662cd2ed1973fb58ae00138e6d961149277e2c4561ccb98066ffdd2070a9e",
 }
 
 # Between them: every kind of layer, both norm orders and both optimisers, on shapes that fill no tile and no vector.
@@ -251,6 +253,14 @@ def models():
     wide = GPT(GPTConfig(vocab_size=65, block_size=8, n_layer=1, n_head=5, n_embd=WIDE), seed=7)
     cache = wide.new_cache(2)
     yield "wide: logits, token by token", sha256(np.stack([wide.step(i, cache) for i in ids[:2, :8].T], axis=1))
+    config, optimizer_config = RUNS["muon"]
+    model = GPT(config, seed=7)
+    optimizer, shards = Optimizer(model, optimizer_config, STEPS), Shards(model, 4, Alone())
+    windows = rng.integers(7, "golden", 0, 8 * (config.block_size + 1), config.vocab_size).reshape(8, -1)
+    for step in range(STEPS):
+        shards.gradient(windows, 7, step)
+        optimizer.step()
+    yield f"4 shards: weights after {STEPS} steps", fingerprint(model)
 
 
 def results() -> Iterator[tuple[str, str]]:
