@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import fingerprint
-from .kernels.threads import MOST_THREADS, get_num_threads, set_num_threads
+from .kernels.threads import get_num_threads, set_num_threads
 from .shards import Alone
 from .trainer import TrainingError
 
@@ -46,7 +46,7 @@ class Processes(Alone):
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         neighbours = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED).allgather(cores)
         sharing = [others for others in neighbours if others & cores]
-        set_num_threads(min(get_num_threads(), MOST_THREADS, max(1, len(cores) // len(sharing))))
+        set_num_threads(min(get_num_threads(), max(1, len(cores) // len(sharing))))
 
     def __str__(self):
         # Open MPI's mpiexec answers Ctrl-C by killing its processes 0.2 s later, MPICH's by passing it on.
