@@ -37,16 +37,13 @@ class Alone:
 
 
 class Shards:
-    """Cuts batches into `count` shards, a power of two, of which each process computes the gradients of equally many.
+    """Cuts batches into `count` shards, a power of two that the number of processes divides; each computes equally many.
 
     The gradients of all parameters and the loss lie in one array, so that a sum is one addition, and one message.  A process with k
-    shards holds log2(k) more such arrays.  ValueError where the number of processes does not divide that of the shards.
+    shards holds log2(k) more such arrays.
     """
 
     def __init__(self, model: GPT, count: int, processes: Alone):
-        if count % processes.count:
-            raise ValueError(f"{processes.count} processes cannot share {count} shard{'s' * (count > 1)} equally: the number of "
-                             "processes must divide the number of shards")
         self.model, self.count, self.processes = model, count, processes
         self.own = count // processes.count
         parameters = model.parameters().values()

@@ -94,9 +94,14 @@ class Given(Alone):
 
 
 @pytest.mark.parametrize("count, shards", [(2, 1), (8, 4), (3, 4), (6, 4)])
-def test_processes_that_cannot_share_the_shards_are_refused(count, shards):
-    with pytest.raises(ValueError, match=f"^{count} processes cannot share {shards} shards? equally: "):
-        Shards(GPT(CONFIG, seed=1), shards, Given(0, count, []))
+def test_processes_that_cannot_share_the_shards_are_refused(count, shards, tmp_path):
+    sentence = f"^{count} processes cannot share the shards of a batch .{shards}. equally: their number must divide it$"
+    saved = make_trainer(tmp_path, batch_size=8, shards=shards)
+    saved.save()
+    with pytest.raises(TrainingError, match=sentence):
+        Trainer(saved.model, saved.tokenizer, TEXT, saved.config, saved.optimizer.config, tmp_path, Given(0, count, []))
+    with pytest.raises(TrainingError, match=sentence):
+        Trainer.resume(tmp_path, TEXT, Given(0, count, []))
 
 
 def test_a_process_computes_its_own_subtree():
@@ -226,7 +231,7 @@ def test_stopped_by_a_signal_to_mpiexec_and_ended_by_a_process_that_is_killed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words, sentence", [
-    (["--shards", "1"], "train_shakespeare: 2 processes cannot share 1 shard equally: "),
+    (["--shards", "1"], r"train_shakespeare: 2 processes cannot share the shards of a batch \(1\) equally: "),
     (["--data", "nothing"], r"train_shakespeare: cannot read nothing \(No such file or directory\)"),
     (["--frobnicate"], "train_shakespeare.py: error: unrecognized arguments")])
 def test_what_is_wrong_is_said_once(words, sentence):
