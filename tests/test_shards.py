@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,16 @@ def test_stopped_by_a_signal_to_mpiexec_and_ended_by_a_process_that_is_killed():
 def test_what_is_wrong_is_said_once(words, sentence):
     status, _, said = outcome(mpiexec(2, *TINY, *words))
     assert status != 0 and len(re.findall(f"^{sentence}", said, re.MULTILINE)) == 1, said
+
+
+def test_a_process_with_other_weights_is_named():
+    processes = object.__new__(mpi.Processes)
+    processes.comm = SimpleNamespace(allgather=lambda value: [value, value + "*"])
+    processes.mpi = SimpleNamespace(Get_processor_name=lambda: "host")
+    with pytest.raises(TrainingError, match=r"^process 1, on host\*, has other weights than process 0: "):
+        processes.check(GPT(CONFIG, seed=1))
+    processes.comm.allgather = lambda value: [value, value]
+    processes.check(GPT(CONFIG, seed=1))
 
 
 def test_without_mpi_there_is_one_sentence(monkeypatch):
