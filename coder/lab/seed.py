@@ -91,6 +91,7 @@ class Leaky(GPT):
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__(config, None)
         self.blocks = [LeakyBlock(config, f"blocks.{i}") for i in range(config.n_layer)]
+        self._trained = tuple(self.parameters().values())
         if seed is not None:
             for name, parameter in self.parameters().items():
                 parameter.initialise(seed, name)
