@@ -50,6 +50,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+from tests import scale
+
 THREADS = 2
 for library in "OMP", "OPENBLAS", "MKL", "NUMBA":
     os.environ[f"{library}_NUM_THREADS"] = str(THREADS)             # before NumPy is loaded
@@ -790,12 +792,19 @@ def duration(seconds):
     return f"{seconds * factor:.2f} {name}"
 
 
+def size(text):
+    """A number of bytes, as in 512M or 2G: decimal."""
+    factor = {"K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9}.get(text[-1:].upper(), 1)
+    return int(float(text if factor == 1 else text[:-1]) * factor)
+
+
 def megabytes(size):
     return f"{size / 1e6:.1f} MB"
 
 
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
                                                      "messages", "memory", "startup", "optimizer", "rules", "scaling", "shards")}
+CASES |= {"scale": scale.scale, "parity": scale.parity}
 
 
 def main():
@@ -805,6 +814,8 @@ def main():
     parser.add_argument("--model", choices=FORMS, default="nanogpt", help="what both sides compute (default: nanogpt)")
     parser.add_argument("--isa", choices=["avx2"], help="hold both sides to these instructions (default: this processor's)")
     parser.add_argument("--text", metavar="FILE", help="of coder (default: made-up words) and messages (tiny Shakespeare)")
+    parser.add_argument("--bytes", type=size, default=scale.LARGE, metavar="N", help="scale: compare the peak memory of so much "
+                        f"input, as in 2G, and of a {scale.TIMES}nd of it (default: {scale.LARGE:,})")
     parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
     parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
     options = parser.parse_args()
