@@ -17,8 +17,8 @@ from . import packed
 from .compressor import BLOCK_BITS, TRIALS, choose, describe, short_hash
 from .compressor import compress as compress_segment
 from .compressor import extract as extract_segment
-from .container import (CHECK_SIZE, CODED, CRC, FINGERPRINTED, INDEX, LARGEST_SEGMENT, MAGIC, MODEL, MODES, MORE, NAMES, SKIPPABLE,
-                        CoderError, begin, number, read)
+from .container import (CHECK_SIZE, CODED, CRC, FINGERPRINTED, INDEX, LARGEST_SEGMENT, MAGIC, MODEL, MODES, MORE, NAMES, SALVAGE,
+                        SKIPPABLE, CoderError, begin, number, read)
 from .models import short_fingerprint
 from .tokens import TokenModel
 
@@ -354,7 +354,7 @@ def decoding(found: Iterable[Member], engine, models: "Models", primer: bytes, p
         header, blocks = read(member.data)
         for i, block in enumerate(blocks):
             if not block.whole:
-                raise CoderError(f"{describe(i, blocks)} is damaged or cut off; --salvage writes what is intact")
+                raise CoderError(f"{describe(i, blocks)} is damaged or cut off; {SALVAGE}")
         if header.fingerprint not in shared:
             shared.clear()
             shared[header.fingerprint] = engine.share(models.find(header.fingerprint) if header.fingerprint else None, primer)

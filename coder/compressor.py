@@ -10,8 +10,8 @@ from minigpt.ensemble import Ensemble
 from minigpt.model import GPT
 
 from . import codec, tokens
-from .container import (CHECK_SIZE, CODED, LARGEST_BLOCK, LARGEST_SEGMENT, MODES, PREDICTING, SMALLEST_BLOCK, Block, CoderError,
-                        Header, read, write)
+from .container import (CHECK_SIZE, CODED, LARGEST_BLOCK, LARGEST_SEGMENT, MODES, PREDICTING, SALVAGE, SMALLEST_BLOCK, Block,
+                        CoderError, Header, read, write)
 from .models import short_fingerprint
 from .online_tokens import OnlineTokens
 from .predictor import Predictor, make_predictor
@@ -89,7 +89,7 @@ def extract(file: bytes, find_model: Callable, progress: Callable = lambda count
         needed = [i for i, block in enumerate(blocks) if block.start < stop]
     for i in needed:
         if not blocks[i].whole:
-            raise CoderError(f"{describe(i, blocks)} is damaged or cut off; --salvage writes what is intact")
+            raise CoderError(f"{describe(i, blocks)} is damaged or cut off; {SALVAGE}")
     parts = []
     for i, part in _decoded(header, [blocks[i] for i in needed], find_model, progress, primer):
         if part is None:
@@ -182,7 +182,8 @@ def _fingerprint(mode, model):
 
 def _predictor_of(header, find_model, primer):
     if header.primer and not primer:
-        raise CoderError(f"the file needs the primer whose SHA-256 begins with {header.primer.hex()}: pass it with --prime")
+        raise CoderError(f"the file needs the primer whose SHA-256 begins with {header.primer.hex()}: "
+                         "python -m coder decompress --prime takes it")
     if header.primer and header.primer != short_hash(primer):
         raise CoderError(f"the file needs the primer whose SHA-256 begins with {header.primer.hex()}, but that of this one "
                          f"begins with {short_hash(primer).hex()}")

@@ -45,6 +45,9 @@ CODED = [name for name in MODES if name != "stored"]
 PREDICTING = [name for name in CODED if not MODES[name].tokens]         # bytes: those with a maker in predictor.py
 
 
+SALVAGE = "python -m coder decompress --salvage writes what is intact"      # whichever command says so: not all have that option
+
+
 class CoderError(Exception):
     """A file cannot be compressed or decompressed.  The message is one sentence for a person."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from .container import CoderError
+from .container import SALVAGE, CoderError
 from .parity import Mended, choose, pieces, protect
 from .slices import SIZE, find
 
@@ -42,7 +42,7 @@ def mended(source: BinaryIO, tell: Callable, salvage: bool = False) -> Iterator[
                 parts, found = repaired(source)
         except CoderError as error:
             if not salvage:
-                raise CoderError(f"{error}; --salvage writes what is intact") from None
+                raise CoderError(f"{error}; {SALVAGE}") from None
     if not any(found[1:]):
         yield source
         return

@@ -399,7 +399,7 @@ def test_a_file_without_a_primer_opens_whatever_primer_is_named(mode):
 
 
 @mixing_modes
-@pytest.mark.parametrize("primer, says", [(b"", "needs the primer .*with --prime"), (TEXT[:-1], "but that of this one")])
+@pytest.mark.parametrize("primer, says", [(b"", "needs the primer .*decompress --prime"), (TEXT[:-1], "but that of this one")])
 def test_a_missing_or_wrong_primer_is_told_before_anything_is_decoded(mode, primer, says, monkeypatch):
     file = shrink(LICENSE, mode, primer=TEXT)
     monkeypatch.setattr(codec, "decode_block", None)

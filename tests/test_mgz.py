@@ -95,6 +95,7 @@ def test_t_checks_and_writes_nothing(capsys):
     assert run("-t", "text.mgz") == 1
     said = capsys.readouterr().err
     assert said.startswith("mgz: text.mgz: block 1 of 1") and said.count("\n") == 1
+    assert "; python -m coder decompress --salvage " in said                # an option that mgz has not
 
 
 def test_l_lists_sizes(capsys):
