@@ -215,10 +215,11 @@ def run_repair(options):
     options.force |= not options.output
     target = output(options, options.file)
     with opened(options.file, whole=True) as source:
-        parts, found = repaired(source)
-        if any(found[1:]) or target != Path(options.file):
+        whole, found = repaired(source)
+        if whole is not source or target != Path(options.file):
             with writing(options, target) as sink:
-                sink.writelines(parts)
+                whole.seek(0)
+                shutil.copyfileobj(whole, sink)
     tell(options, found)
 
 

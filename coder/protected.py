@@ -1,15 +1,17 @@
 """Compressed files with parity, as streams: how it is appended, and used where a file is damaged."""
 
+import hashlib
 import io
 import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from .container import SALVAGE, CoderError
+from .archive import glance, members
+from .container import INDEX, NAMES, SALVAGE, CoderError
 from .parity import Mended, choose, pieces, protect
 from .slices import SIZE, find
 
@@ -35,27 +37,43 @@ def mended(source: BinaryIO, tell: Callable, salvage: bool = False) -> Iterator[
     tell(Mended) is called if it was damaged.  A source that is no file, but a pipe, is read as it is.
     CoderError where too much of it is damaged, unless salvage: then the source as it is.
     """
-    parts, found = [], Mended(0, 0, 0, 0, 0)
+    whole, found = source, Mended(0, 0, 0, 0, 0)
     if source.seekable() and source.tell() == 0:
         try:
             if find(mapped(source)):
-                parts, found = repaired(source)
+                whole, found = repaired(source)
         except CoderError as error:
             if not salvage:
                 raise CoderError(f"{error}; {SALVAGE}") from None
-    if not any(found[1:]):
+    if whole is source:
         yield source
         return
     tell(found)
-    with tempfile.TemporaryFile() as whole:
-        whole.writelines(parts)
-        whole.seek(0)
+    with whole:
         yield whole
 
 
-def repaired(source: BinaryIO) -> tuple[list, Mended]:
-    """parity.pieces of a file."""
-    return pieces(mapped(source))
+def repaired(source: BinaryIO) -> tuple[BinaryIO, Mended]:
+    """The file that the source was, in a temporary file, or the source if it is intact; and what was wrong with it.
+
+    CoderError where too much is damaged, or the result has the same archive twice: it may have been joined with itself, or most of
+    it was doubled by what damaged it, and nothing tells which.
+    """
+    parts, found = pieces(mapped(source))
+    if not any(found[1:]):
+        return source, found
+    whole = tempfile.TemporaryFile()
+    whole.writelines(parts)
+    whole.seek(0)
+    ends = []                                   # what is in a file once for each archive: its index, or its only segment
+    with suppress(CoderError):                  # told by those who decode it
+        ends = [hashlib.sha256(member.data).digest() for member in members(whole)
+                if member.kind == INDEX or member.kind in NAMES and not glance(member.data[:64]).more]
+    if len(set(ends)) < len(ends):
+        whole.close()
+        raise CoderError("the file is damaged, and has the same data twice: it was joined with itself, or a part of it was doubled")
+    whole.seek(0)
+    return whole, found
 
 
 def mapped(stream):

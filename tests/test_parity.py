@@ -3,9 +3,11 @@
 import doctest
 import hashlib
 import io
+import random
 import re
 import zlib
 from itertools import combinations
+from itertools import product as product_of
 from math import comb
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from coder import parity
 from coder.__main__ import main
+from coder.archive import decompress
 from coder.container import SALVAGE, CoderError, Header, write
 from coder.parity import Mended, cauchy, choose, encode, inverse, multiply, product, protect, repair
 from coder.protected import mended
@@ -246,6 +249,30 @@ def test_joined_files_are_mended_each():
     assert repair(joined) == (joined, Mended(3 * 14 + repair(files[1])[1].slices, 0, 0, 0, 0))
     assert repair(flipped(joined, *(start + 3 for start in starts)))[0] == joined
     assert repair(flipped(joined, *(start + 3 for start in starts))[1:-1])[0] == joined
+
+
+def test_a_tiny_file_that_is_cut_and_doubled_is_the_original_or_an_error():
+    """The original comes twice only where nothing is damaged: from whole files, which were joined."""
+    told = []
+    rng = random.Random(3)
+    for size, percent in product_of((1, 3, 8), (1, 30, 100)):
+        data = rng.randbytes(size)
+        file = write(Header("stored", 1, 24, size, hashlib.sha256(data).digest()[:8]), [(data, True)])
+        file += protect(file, percent)
+        for _ in range(60):
+            damaged = file
+            for _ in range(rng.randrange(1, 6)):
+                i, j = sorted(rng.choices(range(len(damaged) + 1), k=2))
+                damaged = rng.choice((damaged[:i] + damaged[j:], damaged[:j] + damaged[i:], damaged[:j], damaged[i:]))
+            try:
+                with mended(io.BytesIO(damaged), told.append) as source:
+                    decompress(source, out := io.BytesIO(), None)
+            except CoderError:
+                continue
+            finally:
+                count = len(told)
+                told.clear()
+            assert out.getvalue() == data or not count, damaged.hex()
 
 
 def test_a_protected_file_can_be_protected():
