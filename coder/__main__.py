@@ -126,15 +126,15 @@ def size(text):
 
 
 def positive(text):
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text}")
     return int(text)
 
 
 def byte_range(text):
     start, colon, stop = text.partition(":")
-    if not colon:
-        raise ValueError
+    if not colon or not f"{start or 0}{stop or 0}".isdecimal():
+        raise argparse.ArgumentTypeError(f"must be START:STOP, START: or :STOP, not {text}")
     return int(start or 0), int(stop) if stop else None
 
 

@@ -151,6 +151,11 @@ def test_the_exit_codes_are_those_of_gzip(words):
     assert run(*(word.replace(".gz", ".mgz") for word in words)) == theirs
 
 
+@pytest.mark.parametrize("number", ["-1", "two", "1.5"])
+def test_a_number_of_workers_is_a_number(number, capsys):
+    assert run(f"--workers={number}", "text") == 2 and f"must be a number from 1 on, not {number}" in capsys.readouterr().err
+
+
 def test_one_bad_file_does_not_stop_the_others(capsys):
     assert run("-1", "missing", "text", "..", "other") == 1
     assert set(contents()) == {"text.mgz", "other.mgz"} and capsys.readouterr().err.count("\n") == 2
