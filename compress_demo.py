@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from math import ceil, floor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm

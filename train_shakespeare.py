@@ -4,7 +4,7 @@
     python train_shakespeare.py --preset simple     the same, as PyTorch's layers would do it: characters, post-norm, Adam
     python train_shakespeare.py                     4 layers, width 128, 2,000 steps
     python train_shakespeare.py --preset large      6 layers, width 192: the best of about half an hour on 2 cores
-    mpiexec -n 4 python train_shakespeare.py --batch-size 8 --shards 8      four processes, and the bits of one (docs/TRAINING.md)
+    mpiexec -n 4 python train_shakespeare.py --batch-size 8 --shards 8      four processes, the bits of one (docs/TRAINING.md)
 """
 
 import sys
@@ -34,8 +34,8 @@ except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
 
 PRESETS = {
     # Of the text generator that this project grew from; see coder/lab/seed.py.
-    "simple": (GPTConfig(block_size=1000, n_layer=3, position="learned", norm="layer", norm_order="last-final", activation="relu",
-                         qk_norm=False, bias=True, head_bias=True, dropout=0.1),
+    "simple": (GPTConfig(block_size=1000, n_layer=3, position="learned", norm="layer", norm_order="last-final",
+                         activation="relu", qk_norm=False, bias=True, head_bias=True, dropout=0.1),
                OptimizerConfig("adamw", learning_rate=3e-4, weight_decay=0.0, beta2=0.999, clip=0.0, warmup=0, cooldown=0.0),
                TrainConfig(steps=50, batch_size=8, window=32)),
     "quick": (GPTConfig(block_size=32, n_layer=3), OptimizerConfig(warmup=5), TrainConfig(steps=50, batch_size=8)),
@@ -135,7 +135,8 @@ def parse(arguments):
     parser.add_argument("--preset", choices=PRESETS, help="defaults of the options below (default: default)")
     parser.add_argument("--data", metavar="FILE", help="train on this text file")
     parser.add_argument("--corpus", choices=corpus.CORPORA, default="shakespeare", help="train on this corpus, fetched once")
-    parser.add_argument("--tokenizer", choices=("bytes", "characters"), help="what a token is (default: bytes; characters in simple)")
+    parser.add_argument("--tokenizer", choices=("bytes", "characters"),
+                        help="what a token is (default: bytes; characters in simple)")
     parser.add_argument("--out", default="out", metavar="DIR", help=f"folder for {FILE} and loss.png (default: out)")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR with the options it was started with")
     parser.add_argument("-f", "--force", action="store_true", help="start a new run even if DIR already holds one")
@@ -216,12 +217,13 @@ def summarise(trainer, seconds, simple):
     if simple:
         losses = ", ".join(f"{step}: {loss:.4f}" for step, loss in enumerate(trainer.losses) if step % 10 == 0)
         print(f"training loss     {losses} nats, each before that step's update")
-    samples = [(*sample, 100, 42) for sample in SAMPLES] + [WITHOUT_PROMPT] if simple else [(*sample, 200, 42) for sample in SAMPLES]
+    samples = [(*sample, 100 if simple else 200, 42) for sample in SAMPLES] + [WITHOUT_PROMPT] * simple
     for prompt, temperature, top_k, tokens, seed in samples:
         print(f"\n--- temperature {temperature}, top-k {top_k}\n{prompt}", end="", flush=True)
         written = 0
         try:
-            for piece in stream(trainer.model, trainer.tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed):
+            for piece in stream(trainer.model, trainer.tokenizer, prompt, tokens, temperature=temperature, top_k=top_k,
+                                seed=seed):
                 if simple and piece == "\n" and written > LEAST_LINE:
                     break
                 print(piece, end="", flush=True)

@@ -208,7 +208,7 @@ def lost(salvaged):
                        for first, stop in salvaged.missing)
     whole = all(stop for _, stop in salvaged.missing)
     total = salvaged.written + sum(stop - first for first, stop in salvaged.missing) if whole else None
-    return (f"{salvaged.written:,} {f'of {total:,} ' if whole else ''}bytes were intact and are written; missing: bytes {ranges}")
+    return f"{salvaged.written:,} {f'of {total:,} ' if whole else ''}bytes were intact and are written; missing: bytes {ranges}"
 
 
 def run_repair(options):

@@ -3,8 +3,8 @@
     archive     a model (if it is embedded), segments, and, unless there is only one, an index
     file        archives, one after the other; anywhere between members there may be others that a reader skips
 
-An index has, for each member since the archive's beginning, its size in the file and how many bytes of the original it holds, and
-the SHA-256 of the original.  So a reader that starts at the end of the file finds every segment without reading the others.
+An index has, for each member since the archive's beginning, its size in the file and how many bytes of the original it holds,
+and the SHA-256 of the original.  So a reader that starts at the end of the file finds every segment without reading the others.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from . import packed
 from .compressor import BLOCK_BITS, TRIALS, choose, describe, short_hash
 from .compressor import compress as compress_segment
 from .compressor import extract as extract_segment
-from .container import (CHECK_SIZE, CODED, CRC, FINGERPRINTED, INDEX, LARGEST_SEGMENT, MAGIC, MODEL, MODES, MORE, NAMES, SALVAGE,
-                        SKIPPABLE, CoderError, begin, number, read)
+from .container import (CHECK_SIZE, CODED, CRC, FINGERPRINTED, INDEX, LARGEST_SEGMENT, MAGIC, MODEL, MODES, MORE, NAMES,
+                        SALVAGE, SKIPPABLE, CoderError, begin, number, read)
 from .models import short_fingerprint
 from .tokens import TokenModel
 
@@ -131,7 +131,7 @@ class Ledger:
             raise CoderError("the result is not the original: SHA-256 mismatch")
 
 
-# --- one task a segment: what an engine (engines.py) does, here or elsewhere ---------------------------------------------------
+# --- one task a segment: what an engine (engines.py) does, here or elsewhere ------------------------------------------
 
 class Range(NamedTuple):
     """Bytes of a file, for whoever can read them there."""
@@ -227,7 +227,7 @@ def path_of(stream: BinaryIO) -> str | None:
     return os.path.abspath(name) if isinstance(name, str) and os.path.isfile(name) and stream.seekable() else None
 
 
-# --- whole files ---------------------------------------------------------------------------------------------------------------
+# --- whole files ------------------------------------------------------------------------------------------------------
 
 class Totals(NamedTuple):
     original: int           # bytes
@@ -235,9 +235,9 @@ class Totals(NamedTuple):
     fingerprint: bytes      # of the model that the file needs, if it does
 
 
-def compress(source: BinaryIO, sink: BinaryIO, mode: str | None = None, model=None, progress: Callable = lambda count, taken: None,
-             *, primer: bytes = b"", segment: int | None = None, block_bits: int = BLOCK_BITS, embedded: bytes = b"",
-             engine=None) -> Totals:
+def compress(source: BinaryIO, sink: BinaryIO, mode: str | None = None, model=None,
+             progress: Callable = lambda count, taken: None, *, primer: bytes = b"", segment: int | None = None,
+             block_bits: int = BLOCK_BITS, embedded: bytes = b"", engine=None) -> Totals:
     """Read an original from a stream, and write its archive to another, segment by segment.
 
     mode, model, progress, primer, block_bits: as compressor.compress; without mode, fast or static.  segment: bytes of the
@@ -258,8 +258,8 @@ def compress(source: BinaryIO, sink: BinaryIO, mode: str | None = None, model=No
             data += take(source, size - len(data))
             after, data = data[size:] or take(source, 1), data[:size]
             ledger.sha256.update(data)
-            yield Encode(Range(path, place, len(data)) if path else data, len(data), short_hash(data), bool(place or after), chosen,
-                         block_bits, tools)
+            yield Encode(Range(path, place, len(data)) if path else data, len(data), short_hash(data), bool(place or after),
+                         chosen, block_bits, tools)
             place, data = place + len(data), after
             if not after:
                 return
@@ -326,7 +326,8 @@ class Unpacked:
                 raise CoderError(MISSING)
             self.ledger.sha256.update(data)
             self.ledger, self.follow = self.ledger if more else Ledger(), more
-            self.segments, self.original, self.fingerprint = self.segments + 1, self.original + len(data), self.fingerprint or name
+            self.segments, self.original = self.segments + 1, self.original + len(data)
+            self.fingerprint = self.fingerprint or name
         self.members, self.compressed = self.members + 1, self.compressed + member.size
 
     def end(self) -> Totals:
@@ -342,8 +343,8 @@ MISSING = "the file is cut off: behind its last segment others are missing, or a
 
 
 def decoding(found: Iterable[Member], engine, models: "Models", primer: bytes, path: str | None = None) -> Iterator:
-    """The tasks to decode all segments of a file, and the members between them, which are no tasks.  path: of the file, if the tasks
-    are to read it themselves."""
+    """The tasks to decode all segments of a file, and the members between them, which are no tasks.  path: of the file, if the
+    tasks are to read it themselves."""
     shared = {}                                                 # the same tools for all segments that need the same
     for member in found:
         if member.kind not in NAMES:

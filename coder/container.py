@@ -4,8 +4,8 @@
     member      magic (4 bytes), kind (1 byte), size of the body (a number), body
     number      unsigned, 7 bits a byte, the lowest first; all bytes but the last have the highest bit set
 
-A member whose kind is the number of a mode is a segment: a part of the original, which is decoded without the others.  Its body:
-version of the mode (1 byte), flags (1), length of the original (a number), checks and names (8 bytes each), the table of blocks,
+A member whose kind is the number of a mode is a segment: a part of the original, decoded without the others.  Its body:
+version of the mode (1 byte), flags (1), length of the original (a number), checks and names (8 bytes each), table of blocks,
 CRC-32 of everything so far, the blocks.
 """
 
@@ -45,7 +45,7 @@ CODED = [name for name in MODES if name != "stored"]
 PREDICTING = [name for name in CODED if not MODES[name].tokens]         # bytes: those with a maker in predictor.py
 
 
-SALVAGE = "python -m coder decompress --salvage writes what is intact"      # whichever command says so: not all have that option
+SALVAGE = "python -m coder decompress --salvage writes what is intact"     # whichever command says so: not all have that option
 
 
 class CoderError(Exception):
@@ -140,8 +140,8 @@ def read(file: bytes, strict: bool = True) -> tuple[Header, list[Block]]:
     table = [(fields.number(), CRC.unpack(fields.take(CRC.size))[0]) for _ in range(count)]
     fields.check()
     if mode is None or not SMALLEST_BLOCK <= k <= LARGEST_BLOCK or length > LARGEST_SEGMENT:
-        raise CoderError(f"the file has a header that this program does not know (kind {kind}, blocks of 2^{k} bytes, {length:,} "
-                         "bytes in a segment)")
+        raise CoderError(f"the file has a header that this program does not know (kind {kind}, blocks of 2^{k} bytes, "
+                         f"{length:,} bytes in a segment)")
     if version not in MODES[mode].versions:
         raise CoderError(f"the file has version {version} of the mode {mode}, of which this program reads "
                          f"{' and '.join(map(str, MODES[mode].versions))}: it needs another version of the program")

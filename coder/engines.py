@@ -1,11 +1,11 @@
 """Who codes the segments of a large file: processes on this machine, a Dask cluster, or the processes of an MPI run.
 
-An engine runs the tasks of archive.py, each of which is a segment, on any concurrent.futures.Executor, and gives their results in
-order, whoever finishes first; so a file has the same bytes whatever the engine.  Its tasks say where their bytes are, and what
-they need of the model is a file that every worker maps, so that workers on one machine share one copy in memory.
+An engine runs the tasks of archive.py, each of which is a segment, on any concurrent.futures.Executor, and gives their results
+in order, whoever finishes first; so a file has the same bytes whatever the engine.  Its tasks say where their bytes are, and
+what they need of the model is a file that every worker maps, so that workers on one machine share one copy in memory.
 
-A worker that is killed costs time: an executor that is broken is replaced, and what it had not finished is done again.  A segment
-whose worker is killed TRIES times ends the run, with one sentence and nothing written.
+A worker that is killed costs time: an executor that is broken is replaced, and what it had not finished is done again.  A
+segment whose worker is killed TRIES times ends the run, with one sentence and nothing written.
 
 Each process does one task at a time, on its own number of threads: kernels of two tasks would share buffers and threads.
 """
@@ -43,7 +43,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# --- a model that workers map ---------------------------------------------------------------------------------------------------
+# --- a model that workers map -----------------------------------------------------------------------------------------
 
 class Shared:
     """A model and a primer: in this process they are what they are; where they are sent, a map of a file in `folder`."""
@@ -70,8 +70,8 @@ class Mapped:
         try:
             return read_mapped(self.path)
         except OSError as error:
-            raise CoderError(f"{self.path} cannot be read by a worker ({error.strerror}): the machines need a common folder, named "
-                             "by MINIGPT_CACHE") from None
+            raise CoderError(f"{self.path} cannot be read by a worker ({error.strerror}): the machines need a common folder, "
+                             "named by MINIGPT_CACHE") from None
 
 
 def write_mapped(value, folder: str) -> str:
@@ -87,7 +87,7 @@ def write_mapped(value, folder: str) -> str:
     with open(number, "wb") as file:
         start = -(-(8 + len(head)) // ALIGNMENT) * ALIGNMENT
         file.write((start.to_bytes(8, "little") + head).ljust(start, b"\0"))
-        for buffer, (place, size) in zip(buffers, sizes):
+        for buffer, (_, size) in zip(buffers, sizes):
             file.write(buffer.raw())
             file.write(bytes(-size % ALIGNMENT))
     return path
@@ -103,7 +103,7 @@ def read_mapped(path: str):
     return pickle.loads(described, buffers=[data[start + place:start + place + size] for place, size in sizes])
 
 
-# --- the engine -----------------------------------------------------------------------------------------------------------------
+# --- the engine -------------------------------------------------------------------------------------------------------
 
 def work(task: Callable, threads: int):
     """Do a task, in a worker."""
@@ -115,8 +115,8 @@ def work(task: Callable, threads: int):
 class Engine:
     """Does tasks on an executor, which start() makes when there are several: a segment that is alone is done here.
 
-    workers: how many tasks it does at once.  threads: of each.  folder: where a model is put for all workers to read.  To be used
-    as a context, at whose end the executor is stopped.
+    workers: how many tasks it does at once.  threads: of each.  folder: where a model is put for all workers to read.  To be
+    used as a context, at whose end the executor is stopped.
     """
     elsewhere = True            # tasks read the input themselves, where it is a file
 
@@ -134,7 +134,7 @@ class Engine:
 
         What is no task passes through, with None.  CoderError where a task fails.
         """
-        waiting = deque()                                       # [task, its future if it is sent, how often its worker was killed]
+        waiting = deque()                                   # [task, its future if it is sent, how often its worker was killed]
         try:
             for task in tasks:
                 here = not callable(task) or not task.more
@@ -144,8 +144,8 @@ class Engine:
             while waiting:
                 yield self._first(waiting, progress)
         finally:
-            for _, future, _ in waiting:                        # after an error; processes are killed, at the end of the context,
-                if future and not processes_of(self.executor):  # and Python 3.11 fails where their futures were cancelled before
+            for _, future, _ in waiting:                    # after an error; processes are killed as the context ends, and
+                if future and not processes_of(self.executor):      # Python 3.11 fails where their futures were cancelled
                     future.cancel()
 
     def _first(self, waiting, progress):
@@ -205,7 +205,7 @@ def processes_of(executor: Executor | None) -> list:
     return [*(getattr(executor, "_processes", None) or {}).values()]
 
 
-# --- executors ------------------------------------------------------------------------------------------------------------------
+# --- executors --------------------------------------------------------------------------------------------------------
 
 def processes(count: int | None = None) -> Engine:
     """An engine with that many processes (by default one per core), which share the cores."""
@@ -240,7 +240,7 @@ def dask(address: str) -> Engine:
 
 
 class DaskEngine(Engine):
-    """The scheduler itself sends a task whose worker was killed to another one, and after TRIES times gives up: KilledWorker."""
+    """The scheduler itself sends a task whose worker was killed to another, and gives up after TRIES times: KilledWorker."""
 
     def __init__(self, client, workers):
         super().__init__(partial(client.get_executor, pure=False, retries=TRIES), workers, 1, common_folder())
@@ -271,5 +271,6 @@ def common_folder() -> str:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CoderError(f"{folder} cannot be made ({error.strerror}): set MINIGPT_CACHE to a folder that all workers have") from None
+        raise CoderError(f"{folder} cannot be made ({error.strerror}): set MINIGPT_CACHE to a folder that all workers "
+                         "have") from None
     return str(folder)

@@ -6,11 +6,12 @@
     >>> len(packed) < 100, coder.decompress(packed) == data
     (True, True)
 
-A model is named as on the command line (a checkpoint, a packed model, smollm2, a GGUF file), or given as an object; by default it is
-the bundled one.  Everything raises coder.CoderError, with one sentence, where a file is damaged, foreign or of another version, or a
-model is missing.
+A model is named as on the command line (a checkpoint, a packed model, smollm2, a GGUF file), or given as an object; by default
+it is the bundled one.  Everything raises coder.CoderError, with one sentence, where a file is damaged, foreign or of another
+version, or a model is missing.
 """
 
+import builtins
 import io
 import os
 from bisect import bisect_right
@@ -31,10 +32,10 @@ def compress(data: bytes, mode: str | None = None, *, model: "Model | None" = No
              segment: int | None = None, workers: int = 1) -> bytes:
     """The compressed file of data.
 
-    mode: of the command line's; by default static with a model, or tokens with a published one, fast with a primer, else whichever
-    of fast and static compresses the beginning better.  primer: a text like data, which both sides have.  segment: bytes of data in
-    each segment.  workers: processes to share the segments; a script that asks for more than 1 needs the usual guard
-    `if __name__ == "__main__":`.
+    mode: of the command line's; by default static with a model, or tokens with a published one, fast with a primer, else
+    whichever of fast and static compresses the beginning better.  primer: a text like data, which both sides have.  segment:
+    bytes of data in each segment.  workers: processes to share the segments; a script that asks for more than 1 needs the usual
+    guard `if __name__ == "__main__":`.
     """
     mode, model = _chosen(mode, model, primer)
     out = io.BytesIO()
@@ -66,7 +67,8 @@ class Compressor:
     True
     """
 
-    def __init__(self, mode: str | None = None, *, model: "Model | None" = None, primer: bytes = b"", segment: int | None = None):
+    def __init__(self, mode: str | None = None, *, model: "Model | None" = None, primer: bytes = b"",
+                 segment: int | None = None):
         self.mode, self.model = _chosen(mode, model, primer)
         self.primer, self.segment = primer, segment
         self._data, self._ledger = bytearray(), Ledger()
@@ -167,10 +169,10 @@ def open(path: str | os.PathLike, mode: str = "rb", *, model: "Model | None" = N
     if mode not in ("r", "rb", "rt", "w", "wb", "wt"):
         raise ValueError(f"the mode must be rb, wb, rt or wt, but is {mode!r}")
     if mode[0] == "r":
-        stream = io.BufferedReader(SegmentReader(io.open(path, "rb"), model, primer))
+        stream = io.BufferedReader(SegmentReader(builtins.open(path, "rb"), model, primer))
     else:
         compressor = Compressor(compress_mode, model=model, primer=primer, segment=segment)
-        stream = io.BufferedWriter(SegmentWriter(io.open(path, "wb"), compressor))
+        stream = io.BufferedWriter(SegmentWriter(builtins.open(path, "wb"), compressor))
     return io.TextIOWrapper(stream, encoding=encoding or "utf-8") if mode.endswith("t") else stream
 
 

@@ -69,17 +69,21 @@ def parse(arguments):
                                      "without files, or for -, from standard input to standard output.")
     parser.add_argument("files", nargs="*", metavar="FILE")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("-z", "--compress", dest="action", action="store_const", const="compress", help="compress (the default)")
+    action.add_argument("-z", "--compress", dest="action", action="store_const", const="compress",
+                        help="compress (the default)")
     action.add_argument("-d", "--decompress", "--uncompress", dest="action", action="store_const", const="decompress",
                         help="decompress")
-    action.add_argument("-t", "--test", dest="action", action="store_const", const="test", help="check the files, and write nothing")
-    action.add_argument("-l", "--list", dest="action", action="store_const", const="list", help="print the sizes, and write nothing")
+    action.add_argument("-t", "--test", dest="action", action="store_const", const="test",
+                        help="check the files, and write nothing")
+    action.add_argument("-l", "--list", dest="action", action="store_const", const="list",
+                        help="print the sizes, and write nothing")
     parser.add_argument("-k", "--keep", action="store_true", help="keep the input files")
-    parser.add_argument("-c", "--stdout", "--to-stdout", action="store_true", help="write to standard output, and keep the files")
+    parser.add_argument("-c", "--stdout", "--to-stdout", action="store_true",
+                        help="write to standard output, and keep the files")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite; follow links; write to a terminal")
     parser.add_argument("-q", "--quiet", action="store_true", help="no warnings, no progress bar")
     parser.add_argument("-v", "--verbose", action="store_true", help="print each file's name and sizes")
-    for level, mode in LEVELS.items():
+    for level in LEVELS:
         said = {1: "1 to 3: context mixing, fast", 4: "4 to 6: that or the model, whichever compresses the beginning better "
                 f"(default: {DEFAULT})", 7: "7 to 9: the model, which keeps learning, and contexts: small and slow"}.get(level)
         parser.add_argument(f"-{level}", dest="level", action="store_const", const=level, help=said or argparse.SUPPRESS)
@@ -114,12 +118,13 @@ def process(options, name):
             else:
                 with writing(options, target) as sink:
                     if compressing:
-                        totals = compress(source, sink, *mode_and_model(options), progress, segment=options.segment, engine=workers)
+                        totals = compress(source, sink, *mode_and_model(options), progress, segment=options.segment,
+                                          engine=workers)
                     else:
                         totals = decompress(source, sink, find(options), progress, engine=workers)
     if options.verbose:
         say(f"mgz: {name}: " + ("OK" if options.action == "test" else
-            f"{totals.original:,} bytes, {totals.compressed:,} compressed, {ratio(totals)}" + (f" -- {target}" if target else "")))
+            f"{totals.original:,} bytes, {totals.compressed:,} compressed, {ratio(totals)}{f' -- {target}' if target else ''}"))
     if target and not options.keep:
         os.unlink(name)
 

@@ -73,8 +73,8 @@ def short_fingerprint(model: GPT | Ensemble, tokenizer: BPETokenizer | None = No
 
 
 def load_fitting(wanted: bytes, path: Path | str | None = None) -> GPT | Ensemble | TokenModel:
-    """The model whose short fingerprint is `wanted`: it must be the one in `path`; without a path, it is one that `keep` has kept,
-    or the bundled one.  CoderError where it is not."""
+    """The model whose short fingerprint is `wanted`: it must be the one in `path`; without a path, it is one that `keep` has
+    kept, or the bundled one.  CoderError where it is not."""
     kept = None if path else find_kept(wanted)
     model, _ = load(path or kept)
     found = model.fingerprint if isinstance(model, TokenModel) else short_fingerprint(model)
@@ -86,8 +86,8 @@ def load_fitting(wanted: bytes, path: Path | str | None = None) -> GPT | Ensembl
 
 
 def keep(model: GPT | Ensemble | TokenModel, path: Path | str) -> Path | None:
-    """Keep a copy of the model in `path` in the cache folder, under its fingerprint, for `load_fitting`; of a published one, only
-    where it is.  Returns the copy's path, or None where it cannot be written."""
+    """Keep a copy of the model in `path` in the cache folder, under its fingerprint, for `load_fitting`; of a published one,
+    only where it is.  Returns the copy's path, or None where it cannot be written."""
     published = isinstance(model, TokenModel)
     name = model.fingerprint if published else short_fingerprint(model)
     target = cache_folder(None) / "models" / (name.hex() + (".path" if published else ".gpt"))
@@ -102,7 +102,7 @@ def keep(model: GPT | Ensemble | TokenModel, path: Path | str) -> Path | None:
 
 
 def packed_copy(model: GPT | Ensemble, path: Path | str | None = None, fineness: float | None = None) -> bytes:
-    """The model in `path` as a packed model: its file, if it is packed already; else quantised, or, without a fineness, as it is."""
+    """The model in `path` as a packed model: its file, if it is packed; else quantised, or, without a fineness, as it is."""
     file = Path(path or BUNDLED).read_bytes()
     return file if file.startswith(packed.MAGIC) else packed.pack(model, None, fineness)
 

@@ -56,8 +56,8 @@ def mended(source: BinaryIO, tell: Callable, salvage: bool = False) -> Iterator[
 def repaired(source: BinaryIO) -> tuple[BinaryIO, Mended]:
     """The file that the source was, in a temporary file, or the source if it is intact; and what was wrong with it.
 
-    CoderError where too much is damaged, or the result has the same archive twice: it may have been joined with itself, or most of
-    it was doubled by what damaged it, and nothing tells which.
+    CoderError where too much is damaged, or the result has the same archive twice: it may have been joined with itself, or most
+    of it was doubled by what damaged it, and nothing tells which.
     """
     parts, found = pieces(mapped(source))
     if not any(found[1:]):
@@ -71,7 +71,8 @@ def repaired(source: BinaryIO) -> tuple[BinaryIO, Mended]:
                 if member.kind == INDEX or member.kind in NAMES and not glance(member.data[:64]).more]
     if len(set(ends)) < len(ends):
         whole.close()
-        raise CoderError("the file is damaged, and has the same data twice: it was joined with itself, or a part of it was doubled")
+        raise CoderError("the file is damaged, and has the same data twice: it was joined with itself, or a part of it was "
+                         "doubled")
     whole.seek(0)
     return whole, found
 

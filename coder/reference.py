@@ -4,9 +4,9 @@
 
 It shares no code with the compressor: the container, the range decoder and the packed model are read here once more, from
 their description in docs/FORMAT.md, `range_coder.py` and `packed.py` (by `reference_models.py`), and the GPT is
-`minigpt/reference.py`.  It runs where Numba cannot be installed, and it proves that the format is fully described.  A byte costs
-a second or two with the bundled model, which itself takes half a minute or more to unpack: this is for some hundred bytes, not
-for some hundred thousand.
+`minigpt/reference.py`.  It runs where Numba cannot be installed, and it proves that the format is fully described.  A byte
+costs a second or two with the bundled model, which itself takes half a minute or more to unpack: this is for some hundred
+bytes, not for some hundred thousand.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def decode_block(code, size, model, progress):
 
 def frequencies(model, ids, past):
     """Integers (S, 256) that are to each other as the probabilities of what follows ids (S, t): 1 + floor(2^22 * p / max p)."""
-    logits = [reference.forward(config, w, ids, past=p)[0].reshape(*ids.shape, -1)[:, -1] for (config, w), p in zip(model, past)]
+    logits = [reference.forward(*own, ids, past=p)[0].reshape(*ids.shape, -1)[:, -1] for own, p in zip(model, past)]
     if len(model) > 1:                                              # several models: the mean of their probabilities
         total = f32(0)
         for own in logits:
@@ -125,7 +125,8 @@ def frequencies(model, ids, past):
 class RangeDecoder:
     """The interval [low, low + range) of 64 bits; offset is how far the number that the code spells lies above low."""
     def __init__(self, code):
-        self.code, self.position, self.range, self.offset = code, 8, 2 ** 64 - 1, int.from_bytes(code[:8].ljust(8, b"\0"), "big")
+        self.code, self.position, self.range = code, 8, 2 ** 64 - 1
+        self.offset = int.from_bytes(code[:8].ljust(8, b"\0"), "big")
 
     def decode(self, frequencies, total=None):
         """The symbol whose part of the range, as long as its frequency, holds the number; the range narrows to that part."""

@@ -11,7 +11,7 @@ from minigpt.exact import f32
 
 
 def read(file, RangeDecoder):
-    """The model of a checkpoint (a safetensors file) or of a packed model, both as bytes.  Errors of any kind if it is neither."""
+    """The model of a checkpoint (a safetensors file) or of a packed model, as bytes.  Errors of any kind if it is neither."""
     return unpack(file, RangeDecoder) if file[:4] == b"\x89MGP" else read_checkpoint(file)
 
 

@@ -201,8 +201,8 @@ def page(name: str, chars: list[Character], summary: str) -> str:
     places = surprises(chars)
     style = STYLE
     for theme in "light", "dark":
-        style = style.replace(theme.upper(), " ".join(
-            f"--paper{i}: {paper}; --ink{i}: {ink};" for i, (paper, ink) in enumerate(getattr(l, theme) for l in LEVELS)))
+        colours = enumerate(getattr(level, theme) for level in LEVELS)
+        style = style.replace(theme.upper(), " ".join(f"--paper{i}: {paper}; --ink{i}: {ink};" for i, (paper, ink) in colours))
     style += "\n".join(f".l{i} {{ background: var(--paper{i}); color: var(--ink{i}) }}" for i in range(len(LEVELS)))
     return f"""{HEAD}: {_escaped(name)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

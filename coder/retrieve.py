@@ -6,14 +6,15 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
-from .archive import (HEAD, SIZE, Decode, Here, Member, Models, Range, Totals, content_of, glance, models_in, path_of, read_index,
-                      take)
+from .archive import (HEAD, SIZE, Decode, Here, Member, Models, Range, Totals, content_of, glance, models_in, path_of,
+                      read_index, take)
 from .compressor import salvage as salvage_segment
 from .container import INDEX, MAGIC, MODEL, NAMES, CoderError, begin, read
 
 SMALLEST = 21                   # bytes of a segment: in a smaller gap there was none
 
-# --- a part --------------------------------------------------------------------------------------------------------------------
+
+# --- a part -----------------------------------------------------------------------------------------------------------
 
 class Part(NamedTuple):
     """A segment, or a member that holds nothing of the original: then its length is 0."""
@@ -111,7 +112,7 @@ def extract(file: BinaryIO, sink: BinaryIO, start: int, stop: int | None, find_m
     return Totals(stop - start, file.seek(0, os.SEEK_END), b"")
 
 
-# --- what is left --------------------------------------------------------------------------------------------------------------
+# --- what is left -----------------------------------------------------------------------------------------------------
 
 class Salvaged(NamedTuple):
     written: int            # bytes
@@ -189,8 +190,8 @@ def expected(file, found, gaps):
 
 
 def fit(index, segments, entries):
-    """(segment or None, length) of each of an index's entries that holds something: the segment that stands in its place, or, where
-    bytes were lost or inserted before the index, the next one of its size that does not stand in another's place."""
+    """(segment or None, length) of each of an index's entries that holds something: the segment that stands in its place, or,
+    where bytes were lost or inserted before the index, the next one of its size that does not stand in another's place."""
     places = [*accumulate((size for size, _ in entries), initial=index.place - sum(size for size, _ in entries))]
     taken, matched = set(places), []
     here, moved = {m.place: m for m in segments if m.place in taken}, deque(m for m in segments if m.place not in taken)

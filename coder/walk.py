@@ -71,8 +71,10 @@ def _network(model, ids, byte):
     yield f"\n2. The network{f': the first of {len(model.members)} GPTs' if len(model.members) > 1 else ''}"
     yield f"ids               {'... ' * (n > 19)}{' '.join(map(str, ids[-20:]))}: row {n + 1}, the last, predicts byte {n + 1}"
     seen = forward(member, np.append(ids, byte), list(range(H)), member.config.n_layer)
-    yield f"residual stream of row {n + 1}: {CHANNELS} of its {C} channels, the root mean square of all, and that of what was added"
-    names = ["embedding"] + [f"block {i + 1}, {part}" for i in range(member.config.n_layer) for part in ("attention", "feed-forward")]
+    yield (f"residual stream of row {n + 1}: {CHANNELS} of its {C} channels, the root mean square of all, and that of what was "
+           "added")
+    parts = "attention", "feed-forward"
+    names = ["embedding"] + [f"block {i + 1}, {part}" for i in range(member.config.n_layer) for part in parts]
     for name, stream, rms, added in zip(names, seen["stream"], seen["rms"], [None, *seen["added"]]):
         channels = " ".join(f"{str(f32(x)):>13}" for x in stream[n][:CHANNELS])
         yield f"{name:22} {channels}   {f32(rms[n])!s:>11} {'' if added is None else str(f32(added[n])):>11}".rstrip()

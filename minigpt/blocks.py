@@ -72,7 +72,8 @@ class Attention(Layer):
             self.total = self.saved("total", len(x) // T * self.n_head, T)
             attention.attention_forward(q, k, v, self.n_head, T, self.scale, self.out, self.peak, self.total)
         else:
-            attention.attention_continued(q, k, v, self.n_head, cache.kept, layer, cache.first, cache.held, T, self.scale, self.out)
+            attention.attention_continued(q, k, v, self.n_head, cache.kept, layer, cache.first, cache.held, T, self.scale,
+                                          self.out)
         return self.projection.forward(self.out, scratch=True)
 
     # The chain rule backwards through the lines of forward; derived in kernels/attention.py.

@@ -42,7 +42,7 @@ class Cache:
         hold = hold_integers if model.quantised else hold_floats
         self.kept = hold(c.n_layer, sequences, c.kv_heads, length, c.head_size)
 
-    def of(self, start: int, stop: int) -> "Cache":
+    def of(self, start: int, stop: int) -> Cache:
         """A view of the sequences [start, stop)."""
         part = copy(self)
         part.first, part.sequences = self.first + start, min(stop, self.sequences) - start

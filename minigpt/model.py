@@ -69,9 +69,9 @@ class GPT(Layer):
         return self
 
     def quantise(self) -> "GPT":
-        """Freeze the model with matrices of 8-bit integers, and compute with them: its predictions change a little, and it takes
-        a quarter of the memory.  Activations, keys and values are quantised as they are computed (see kernels/quantised.py).
-        It cannot be copied.  Returns the model.  RuntimeError where it was frozen before."""
+        """Freeze the model with matrices of 8-bit integers, and compute with them: its predictions change a little, and it
+        takes a quarter of the memory.  Activations, keys and values are quantised as they are computed (see
+        kernels/quantised.py).  It cannot be copied.  Returns the model.  RuntimeError where it was frozen before."""
         if self.frozen is not None and not self.quantised:
             raise RuntimeError("a frozen model cannot be quantised: quantise a copy of it")
         self.quantised = True

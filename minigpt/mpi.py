@@ -1,7 +1,8 @@
 """The processes of an MPI run that train one model together: mpiexec -n 4 python train_shakespeare.py --shards 8 ...
 
-Each holds the whole model and computes its shards of each batch (see shards.py).  Sums are exchanged by recursive doubling along
-the tree: first between neighbours, then between pairs of neighbours, and so on.  MPI's own Allreduce may add in any order.
+Each holds the whole model and computes its shards of each batch (see shards.py).  Sums are exchanged by recursive doubling
+along the tree: first between neighbours, then between pairs of neighbours, and so on.  MPI's own Allreduce may add in any
+order.
 """
 
 import os

@@ -23,6 +23,7 @@ from .config import GPTConfig, OptimizerConfig
 from .exact import (Quantised, add_rows, exp, f32, fma, integers, keep, log, matmul, maximum, power, rotary_tables, row_dot,
                     row_max, row_sum, sum_of_squares, uniform, weigh, words)
 
+
 # --- linear layers and embeddings -----------------------------------------------------------------------------------------
 
 def linear(x, w, g, name):
@@ -279,7 +280,7 @@ def initial_weights(config, seed):
 
 
 def quantise(config, w):
-    """The weights of a network that only predicts, in integers (see exact.py): all matrices, but tables that are only looked up."""
+    """The weights of a network that only predicts, in integers (see exact.py): all matrices but tables, which are looked up."""
     tables = ("positions.weight",) if config.tied else ("positions.weight", "tokens.weight")
     return {name: array if array.ndim == 1 or name in tables else Quantised(array if name == "tokens.weight" else array.T)
             for name, array in w.items()}

@@ -39,8 +39,8 @@ class Alone:
 class Shards:
     """Cuts batches into `count` shards, a power of two that the number of processes divides; each computes equally many.
 
-    The gradients of all parameters and the loss lie in one array, so that a sum is one addition, and one message.  A process with k
-    shards holds log2(k) more such arrays.
+    The gradients of all parameters and the loss lie in one array, so that a sum is one addition, and one message.  A process
+    with k shards holds log2(k) more such arrays.
     """
 
     def __init__(self, model: GPT, count: int, processes: Alone):

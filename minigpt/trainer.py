@@ -71,8 +71,8 @@ class Trainer:
             raise TrainingError(f"the text has {len(text):,} bytes, too few to train on windows of "
                                 f"{self.window} tokens and to validate on the rest")
         if config.shards % processes.count:
-            raise TrainingError(f"{processes.count} processes cannot share the shards of a batch ({config.shards}) equally: their "
-                                "number must divide it")
+            raise TrainingError(f"{processes.count} processes cannot share the shards of a batch ({config.shards}) equally: "
+                                "their number must divide it")
         self.optimizer = Optimizer(model, optimizer_config, config.steps)
         self.shards = Shards(model, config.shards, processes)
         self.losses = np.zeros(config.steps, np.float32)        # nats per token, of each step's batch

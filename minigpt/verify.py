@@ -143,7 +143,8 @@ def _on_lanes(x, y, z, results):
     """Each operation on lanes, over flat arrays (n,) of whole lanes; results (8, n)."""
     for i in range(0, x.size, 16):
         a, b, c = load(x, i), load(y, i), load(z, i)
-        for row, value in enumerate((a + b, a - b, a * b, a / b, sqrt(a), fma(a, b, c), exp(a * splat(np.float32(40))), log(a))):
+        for row, value in enumerate((a + b, a - b, a * b, a / b, sqrt(a), fma(a, b, c), exp(a * splat(np.float32(40))),
+                                     log(a))):
             store(results, row * x.size + i, value)
 
 
@@ -209,7 +210,8 @@ def kernels():
         held, one = hold(1, 3, H, T, C // H), np.empty((3, C), np.float32)
         for t in range(T):
             for pair in range(3 * H):
-                attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), held, 0, 0, pair // H, pair % H, t, scale, one)
+                attention.attend_one(x[t::T].copy(), k[t::T].copy(), v[t::T].copy(), held, 0, 0, pair // H, pair % H, t, scale,
+                                     one)
         yield f"attention, one more token{name}", sha256(one)
 
     for name, forward, backward in (("ReLU", activations.relu_forward, activations.relu_backward),
@@ -223,7 +225,8 @@ def kernels():
     rotary.rotate(odd, *rotary_tables(T, C // H), T, H, y)
     yield "rotary positions", sha256(y)
     weight, square = x.copy().reshape(-1), np.abs(numbers("square", N * C))
-    elementwise.adamw(weight, odd.reshape(-1), dy.reshape(-1), square, *map(np.float32, (0.5, 1e-3, 1.0, 0.9, 0.99, 2.0, 3.0, 1e-8)))
+    elementwise.adamw(weight, odd.reshape(-1), dy.reshape(-1), square,
+                      *map(np.float32, (0.5, 1e-3, 1.0, 0.9, 0.99, 2.0, 3.0, 1e-8)))
     yield "AdamW", sha256(weight, dy, square)
     orthogonalise(W[None])
     yield "Muon's orthogonalisation", sha256(W)

@@ -398,9 +398,9 @@ class Torch(NumPy):
         warnings.filterwarnings("ignore", "`past_key_values` is deprecated")        # what takes its place, older versions lack
         c, ids, cache = SMOLLM2, self.torch.from_numpy(NEW_TOKENS), DynamicCache()
         model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=c["vocab_size"], hidden_size=c["n_embd"], intermediate_size=c["n_hidden"], num_hidden_layers=c["n_layer"],
-            num_attention_heads=c["n_head"], num_key_value_heads=c["n_kv_head"], max_position_embeddings=c["block_size"],
-            tie_word_embeddings=True)).eval()
+            vocab_size=c["vocab_size"], hidden_size=c["n_embd"], intermediate_size=c["n_hidden"],
+            num_hidden_layers=c["n_layer"], num_attention_heads=c["n_head"], num_key_value_heads=c["n_kv_head"],
+            max_position_embeddings=c["block_size"], tie_word_embeddings=True)).eval()
 
         def call(ids):
             with self.torch.inference_mode():
@@ -520,7 +520,8 @@ class Benchmark:
         head("768 x 256 numbers", "NumPy")
         self.make((self.ours, self.numpy), "functions")
         ours, theirs, _ = self.measure(3, self.ours, self.numpy)
-        for name, *times in zip(("softmax of each row (ours: and its loss)", "sum of squares", "random numbers, Philox"), ours, theirs):
+        names = "softmax of each row (ours: and its loss)", "sum of squares", "random numbers, Philox"
+        for name, *times in zip(names, ours, theirs):
             row(name, *times, None)
 
     def train(self):
@@ -647,7 +648,8 @@ class Benchmark:
         for preset, steps in (("default", 20), ("large", 6), ("english", 3))[:1 if self.options.quick else 3]:
             one, two = (json.loads(subprocess.run(
                 [*words, sys.executable, "-m", "tests.benchmark", "--a-process-of-shards", preset, str(steps)],
-                stdout=subprocess.PIPE, check=True, env={**os.environ, **AS_ROOT}).stdout) for words in ([], [launcher, "-n", "2"]))
+                stdout=subprocess.PIPE, check=True, env={**os.environ, **AS_ROOT}).stdout)
+                for words in ([], [launcher, "-n", "2"]))
             row(preset, two["step"], one["step"])
             print(f"{'':11}of which gradients {duration(one['gradient'])} and {duration(two['gradient'])}, optimiser "
                   f"{duration(one['optimizer'])} and {duration(two['optimizer'])}, exchange {duration(two['exchange'])} of "
@@ -655,7 +657,8 @@ class Benchmark:
             found[preset] = one
         counts = [2 ** i for i in range(7)]
         for title, law in (("its own batch", self_sized), (f"an equal part of {counts[-1]} windows", fixed)):
-            print(f"\n{f'efficiency by calculation, each machine takes {title}':62}" + "".join(f"{count:7}" for count in counts))
+            columns = "".join(f"{count:7}" for count in counts)
+            print(f"\n{f'efficiency by calculation, each machine takes {title}':62}{columns}")
             for preset, one in found.items():
                 print(f"{preset:62}" + "".join(f"{law(one, count, counts[-1]):7.0%}" for count in counts), flush=True)
 
@@ -688,9 +691,9 @@ class Benchmark:
                 print(f"    {what:6} ~ {name}^{seen:.2f}, by the mathematics ^{law:.2f}: {verdict}", flush=True)
 
 
-# How training in shards scales, on paper: n machines exchange the whole gradient log2(n) times, over a network that does nothing
-# else and reaches its speed at once, and add as often.  Left out: latency, waiting for the slowest, validation and checkpoints,
-# that few windows at once take longer each, and that a backward pass could go on while its gradients are being sent.
+# How training in shards scales, on paper: n machines exchange the whole gradient log2(n) times, over a network that does
+# nothing else and reaches its speed at once, and add as often.  Left out: latency, waiting for the slowest, validation and
+# checkpoints, that few windows take longer each, and that a backward pass could go on while gradients are being sent.
 
 def exchange(one, count):
     """Seconds that `count` machines take to add up a gradient."""
@@ -710,7 +713,7 @@ def fixed(one, count, windows):
 
 
 def a_process_of_shards(preset, steps):
-    """One of the processes that train a preset in two shards; the first prints median seconds of the parts of a step, as JSON."""
+    """One of the processes that train a preset in two shards; the first prints median seconds of a step's parts, as JSON."""
     from minigpt import model, tokenizer, trainer
     from train_shakespeare import PRESETS, processes
     model_config, optimizer_config, train_config = PRESETS[preset]
@@ -803,7 +806,8 @@ def megabytes(size):
 
 
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
-                                                     "messages", "memory", "startup", "optimizer", "rules", "scaling", "shards")}
+                                                     "messages", "memory", "startup", "optimizer", "rules", "scaling",
+                                                     "shards")}
 CASES |= {"scale": scale.scale, "parity": scale.parity}
 
 
@@ -814,8 +818,8 @@ def main():
     parser.add_argument("--model", choices=FORMS, default="nanogpt", help="what both sides compute (default: nanogpt)")
     parser.add_argument("--isa", choices=["avx2"], help="hold both sides to these instructions (default: this processor's)")
     parser.add_argument("--text", metavar="FILE", help="of coder (default: made-up words) and messages (tiny Shakespeare)")
-    parser.add_argument("--bytes", type=size, default=scale.LARGE, metavar="N", help="scale: compare the peak memory of so much "
-                        f"input, as in 2G, and of a {scale.TIMES}nd of it (default: {scale.LARGE:,})")
+    parser.add_argument("--bytes", type=size, default=scale.LARGE, metavar="N", help="scale: compare the peak memory of so "
+                        f"much input, as in 2G, and of a {scale.TIMES}nd of it (default: {scale.LARGE:,})")
     parser.add_argument("--cold", action="store_true", help="startup: also with an empty cache")
     parser.add_argument("--quick", action="store_true", help="one round of few calls, on the smallest shapes")
     options = parser.parse_args()

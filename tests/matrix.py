@@ -69,8 +69,9 @@ def describe():
     _, processor, features = cpu_target.target_context.codegen().magic_tuple()
     widest = [name for name in ("avx512f", "avx2", "sse4.2", "neon") if f"+{name}," in features + ","][:1]
     umath = (numpy._core if hasattr(numpy, "_core") else numpy.core)._multiarray_umath
-    return {"processor": ", ".join([f"{platform.machine()} {processor}", *widest]), "threads": get_num_threads(), "python": platform.python_version(), "numpy": numpy.__version__,
-            "numba": numba.__version__, "numpy's sets": umath.__cpu_dispatch__,
+    return {"processor": ", ".join([f"{platform.machine()} {processor}", *widest]), "threads": get_num_threads(),
+            "python": platform.python_version(), "numpy": numpy.__version__, "numba": numba.__version__,
+            "numpy's sets": umath.__cpu_dispatch__,
             "machine's sets": [name for name, there in binding.get_host_cpu_features().items() if there]}
 
 

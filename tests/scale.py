@@ -8,7 +8,6 @@ machine changes little; but the samples are short, and where all cores are busy,
 
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys

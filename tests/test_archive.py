@@ -1,4 +1,4 @@
-"""Files of several segments: streams in and out, joined, cut, exchanged, embedded models, a part of a file, what is left of it."""
+"""Files of several segments: streams in and out, joined, cut, exchanged; embedded models, a part of a file, what is left."""
 
 import io
 import re
@@ -262,7 +262,8 @@ JOINED = skippable(PARITY, b"x") + FILE + skippable(PARITY, b"parity") + shrink(
 ORIGINAL = TEXT + NOISE + b"alone" + TEXT
 
 
-@pytest.mark.parametrize("start, stop", [(0, 0), (0, 1), (499, 501), (500, 1000), (1999, 4004), (0, 6005), (6005, 6005), (6004, None)])
+@pytest.mark.parametrize("start, stop", [(0, 0), (0, 1), (499, 501), (500, 1000), (1999, 4004), (0, 6005), (6005, 6005),
+                                         (6004, None)])
 def test_a_range_is_that_part_of_the_original(start, stop):
     out = io.BytesIO()
     extract(io.BytesIO(JOINED), out, start, stop, None)

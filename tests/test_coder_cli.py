@@ -376,8 +376,8 @@ def test_fast_needs_no_model(capsys, monkeypatch):
 def test_a_model_of_ones_own_is_kept_under_its_fingerprint_and_found_again(capsys):
     other = save("other", GPT(TINY, seed=5))
     coder("compress", "text", "--mode", "online", "--model", other)
-    said = capsys.readouterr().err
-    assert re.fullmatch(f"coder: text.mgz needs the model {name_of(GPT(TINY, seed=5))} to be decompressed; .*gpt keeps it .*\n", said)
+    said, name = capsys.readouterr().err, name_of(GPT(TINY, seed=5))
+    assert re.fullmatch(f"coder: text.mgz needs the model {name} to be decompressed; .*gpt keeps it .*\n", said)
     Path(other).unlink()
     coder("decompress", "text.mgz", "-o", "again")
     assert Path("again").read_bytes() == LICENSE
@@ -409,7 +409,8 @@ def test_a_file_with_its_model_in_it_opens_with_nothing_else(words, monkeypatch,
     coder("info", "text.mgz")
     model = len(packed.pack(taught()))
     assert Path("again").read_bytes() == LICENSE
-    found = re.search(r"compressed +([\d,]+) bytes.*: ([\d,]+) of the model in it, ([\d,]+) of the rest", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    found = re.search(r"compressed +([\d,]+) bytes.*: ([\d,]+) of the model in it, ([\d,]+) of the rest", said)
     whole, of_model, rest = (int(number.replace(",", "")) for number in found.groups())
     assert whole == Path("text.mgz").stat().st_size == of_model + rest and model < of_model < model + 20
 
@@ -458,7 +459,8 @@ def test_a_range_that_is_not_there_is_one_sentence(untouched):
 
 @pytest.mark.parametrize("words", [["compress", "text", "--segment", "0"], ["compress", "text", "--segment", "2G"],
                                    ["compress", "text", "--segment", "many"], ["decompress", "x.mgz", "--range", "5"],
-                                   ["decompress", "x.mgz", "--range", "a:b"], ["decompress", "x.mgz", "--range", "1:2", "--salvage"]])
+                                   ["decompress", "x.mgz", "--range", "a:b"],
+                                   ["decompress", "x.mgz", "--range", "1:2", "--salvage"]])
 def test_a_size_or_range_that_is_none_shows_the_usage(words, capsys, untouched):
     with pytest.raises(SystemExit) as caught:
         coder(*words)
@@ -551,7 +553,8 @@ def make_bad_inputs():
 @pytest.mark.parametrize("name, what", [
     ("empty", "empty"), ("foreign", "not a compressed file of this program"), ("a text", "not a compressed file"),
     ("cut in the header", "cut off"), ("newer", "newer program"), ("header damaged", "header of the file is damaged"),
-    ("cut", "block 1 of 1"), ("damaged", "block 1 of 1"), ("longer", "no part of a compressed file"), ("missing", "No such file"),
+    ("cut", "block 1 of 1"), ("damaged", "block 1 of 1"), ("longer", "no part of a compressed file"),
+    ("missing", "No such file"),
 ])
 def test_a_file_that_cannot_be_decompressed_is_one_sentence(name, what, untouched):
     make_bad_inputs()
@@ -560,7 +563,8 @@ def test_a_file_that_cannot_be_decompressed_is_one_sentence(name, what, untouche
     assert what in says("decompress", f"{name}.mgz", "-o", "out/new")
 
 
-@pytest.mark.parametrize("name", ["empty", "foreign", "a text", "cut in the header", "newer", "header damaged", "longer", "missing"])
+@pytest.mark.parametrize("name", ["empty", "foreign", "a text", "cut in the header", "newer", "header damaged", "longer",
+                                  "missing"])
 def test_info_of_what_is_no_compressed_file_is_one_sentence(name):
     make_bad_inputs()
     says("info", f"{name}.mgz")
@@ -606,8 +610,8 @@ def test_salvage_of_a_whole_file_is_a_decompression():
     assert Path("text").read_bytes() == LICENSE
 
 
-@pytest.mark.parametrize("words", [[], ["compress"], ["compress", "a", "b"], ["squeeze", "a"], ["compress", "text", "--mode", "x"],
-                                   ["info", "text", "-o", "x"]])
+@pytest.mark.parametrize("words", [[], ["compress"], ["compress", "a", "b"], ["squeeze", "a"],
+                                   ["compress", "text", "--mode", "x"], ["info", "text", "-o", "x"]])
 def test_a_wrong_command_line_shows_the_usage(words, capsys, untouched):
     with pytest.raises(SystemExit) as caught:
         coder(*words)
@@ -634,8 +638,8 @@ def test_with_f_it_is_overwritten():
 
 def test_what_appears_while_it_works_is_not_overwritten(monkeypatch):
     original = command_line.compress
-    monkeypatch.setattr(command_line, "compress",
-                        lambda *arguments, **options: Path("text.mgz").write_bytes(b"precious") and original(*arguments, **options))
+    monkeypatch.setattr(command_line, "compress", lambda *arguments, **options:
+                        Path("text.mgz").write_bytes(b"precious") and original(*arguments, **options))
     assert "exists" in says("compress", "text")
     assert Path("text.mgz").read_bytes() == b"precious"
 

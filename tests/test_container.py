@@ -56,8 +56,8 @@ def refused(function, *arguments):
 
 
 class Parts:
-    """A segment taken apart by the tables in docs/FORMAT.md, which shares no code with the program: fields can be changed, and put
-    together again with right sizes and checksums."""
+    """A segment taken apart by the tables in docs/FORMAT.md, which shares no code with the program: fields can be changed, and
+    put together again with right sizes and checksums."""
 
     def __init__(self, file):
         self.kind, self.place, self.file = file[4], 5, file
@@ -138,7 +138,8 @@ def read_by_the_table(file):
     assert file[0:4] == bytes.fromhex("89 47 5A 06") and parts.size == len(file) - len(MAGIC) - 1 - len(as_number(parts.size))
     mode = {0: "stored", 1: "static", 2: "online", 3: "scratch", 4: "fast", 5: "tokens", 6: "online tokens"}[parts.kind]
     assert all(zlib.crc32(block) == crc for block, (_, crc) in zip(parts.blocks, parts.table))
-    header = Header(mode, parts.version, parts.flags % 32, parts.length, parts.check, parts.model, parts.primer, parts.flags > 127)
+    header = Header(mode, parts.version, parts.flags % 32, parts.length, parts.check, parts.model, parts.primer,
+                    parts.flags > 127)
     return header, [(block, taken % 2 == 1) for block, (taken, _) in zip(parts.blocks, parts.table)]
 
 
@@ -287,7 +288,8 @@ def test_the_examples_are_what_the_program_writes():
     archive = io.BytesIO()
     compress_all(io.BytesIO(b"Hi there"), archive, "fast", segment=4)
     na = b" ".join([b"na"] * 16) + b"\n"
-    assert shown == [compress(b"", "fast"), compress(b"Hi", "fast"), compress(na, "fast"), archive.getvalue(), skippable(200, b"abc")]
+    assert shown == [compress(b"", "fast"), compress(b"Hi", "fast"), compress(na, "fast"), archive.getvalue(),
+                     skippable(200, b"abc")]
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ or left to a library.  One machine cannot show that another computes the same; i
 import ast
 import importlib
 import json
-import math         # noqa: F401: a kernel at the end calls it
+import math         # noqa: F401 (a kernel at the end calls it)
 import os
 import pkgutil
 import re
@@ -162,7 +162,7 @@ def test_source_does_only_what_the_contract_allows():
     used, wrong = set(), []
     for path in sorted(path for room in ("minigpt", "coder") for path in (ROOT / room).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        if file.startswith("coder/lab/") and path.name != "causal.py":          # experiments: no file depends on what they print
+        if file.startswith("coder/lab/") and path.name != "causal.py":      # experiments: no file depends on what they print
             continue
         for function, operation, line, why in Guard(path.read_text("utf-8")).found:
             entries = [i for i, entry in enumerate(ALLOWED) if entry[:3] == (file, function, operation)]
@@ -208,7 +208,7 @@ FLOAT = re.compile(r"\b(?:float|double)\b")
 EXACT_CALLS = re.compile(r"llvm\.(fma|sqrt|rint|fabs|copysign|is\.fpclass)\.|sqrtf?$"  # rounded exactly, by any library
                          r"|llvm\.masked\.(load|store|gather|scatter)\."
                          r"|llvm\.vector\.(insert|extract|reverse|splice|interleave2|deinterleave2)\."   # changes of place
-                         r"|(minigpt|coder)\.[\w.]+$"                                   # linked (linking.py), so examined on its own
+                         r"|(minigpt|coder)\.[\w.]+$"                             # linked (linking.py), so examined on its own
                          r"|llvm\.(log10|floor)\.f64$"             # how Numba writes an integer into the message of an error
                          r"|PyFloat_(AsDouble|FromDouble)$")                            # a scalar comes from Python, or goes
 
@@ -285,7 +285,8 @@ def examine():
         from tests import golden_coder
         try:
             hashes |= verify.results()
-            matmul.matmul_packed(np.ones((2, 3), np.float32), matmul.pack(np.ones((3, 4), np.float32)), np.ones((2, 4), np.float32))
+            packed = matmul.pack(np.ones((3, 4), np.float32))
+            matmul.matmul_packed(np.ones((2, 3), np.float32), packed, np.ones((2, 4), np.float32))
             exhaustive.examine(0)
             hashes |= verify_coder.results()
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)
@@ -345,7 +346,8 @@ def kernel_of(line, **options):
     """That line as a kernel, compiled for a float32 array x, in a loop over i that is shared out among threads."""
     scope = {**vars(importlib.import_module("minigpt.kernels.lanes")), **globals()}
     exec(f"def body(i, x):\n    {line}\ndef kernel(x):\n    parallel_for(x.size, body, x)", scope)
-    scope |= {"parallel_for": importlib.import_module("minigpt.kernels.threads").parallel_for, "body": njit(**options)(scope["body"])}
+    scope["parallel_for"] = importlib.import_module("minigpt.kernels.threads").parallel_for
+    scope["body"] = njit(**options)(scope["body"])
     return njit(types.void(types.Array(types.float32, 1, "C")))(scope["kernel"])
 
 

@@ -262,7 +262,7 @@ def test_the_characters_spell_the_data_and_their_bits_add_up_to_the_ideal(data, 
 
 def test_a_character_of_several_bytes_is_one_with_the_sum_of_their_costs():
     data = "a多é".encode() + b"\xff"
-    guesses = np.frombuffer("b少 \xa9!".encode("utf-8")[:6].replace(b"\xc2", b"\xa9") + b"!", np.uint8)
+    guesses = np.frombuffer("b少 \xa9!".encode()[:6].replace(b"\xc2", b"\xa9") + b"!", np.uint8)
     costs = report.Costs(np.array([1, 2, 3, 4, 5, 6, 7.0]), None, guesses, np.zeros(7, bool))
     chars = report.characters(data, costs, costs.ideal)
     assert [(char.text, char.bits) for char in chars] == [("a", 1), ("多", 9), ("é", 11), ("\udcff", 7)]
@@ -315,7 +315,8 @@ def test_the_page_shows_every_character_in_order_and_no_markup_of_the_text(data,
     chars = chars_of(data, model)
     page = Page(report.page("<i>name</i>", chars, "<script>"))
     assert page.text == "".join(report.shown(char.text) for char in chars)
-    assert page.tags <= set("html meta title style header h1 p main section i aside h2 table tr th td sup ol li a small".split())
+    known = "html meta title style header h1 p main section i aside h2 table tr th td sup ol li a small"
+    assert page.tags <= set(known.split())
     assert page.links - {""} == page.ids - {None, "text"}
 
 
@@ -547,7 +548,8 @@ def test_of_a_long_text_it_takes_the_first_part_and_says_so(file, capsys):
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 def characters_only(folder):
-    save_checkpoint(folder / "c", GPT(GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=8)), CharTokenizer("ab"))
+    config = GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=8)
+    save_checkpoint(folder / "c", GPT(config), CharTokenizer("ab"))
 
 
 WRONG = {
@@ -558,7 +560,8 @@ WRONG = {
     "a folder as page": (["--html", "."], lambda folder: None, "is not a page of this script"),
     "the text as page": (["--html", "text"], lambda folder: (folder / "text").write_text("mine"), "text exists and is not"),
     "no model": (["--model", "missing"], lambda folder: None, "there is no model at missing"),
-    "no checkpoint": (["--model", "text"], lambda folder: (folder / "text").write_text("mine"), "cannot be read as a checkpoint"),
+    "no checkpoint": (["--model", "text"], lambda folder: (folder / "text").write_text("mine"),
+                      "cannot be read as a checkpoint"),
     "characters": (["--model", "c"], characters_only, "c predicts 2 characters, but files are made of bytes"),
 }
 

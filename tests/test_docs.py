@@ -27,7 +27,8 @@ def test_links_lead_to_a_file_and_a_heading(page):
 
 
 def test_each_picture_is_small_whole_and_shown_somewhere():
-    shown = {(page.parent / path).resolve() for page in PAGES for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text("utf-8"))}
+    shown = {(page.parent / path).resolve() for page in PAGES
+             for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text("utf-8"))}
     pictures = set((ROOT / "docs").glob("*.svg"))
     assert shown == pictures and len(pictures) == 4
     for path in pictures:
@@ -56,5 +57,6 @@ def test_the_notebook_runs_and_prints_what_it_shows():
     def printed():
         return ["".join(output.get("text", "?") for output in cell.get("outputs", [])) for cell in notebook.cells]
     shown = printed()
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    where = {"metadata": {"path": path.parent}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
     assert printed() == shown and sum(map(bool, shown)) >= 6

@@ -349,7 +349,8 @@ def test_a_killed_mpi_process_ends_the_run_with_nothing_written(tmp_path, monkey
 def test_without_other_mpi_processes_there_is_one_sentence(tmp_path):
     (tmp_path / "text").write_bytes(TEXT)
     run = coder("compress", "text", "--mpi", cwd=tmp_path)
-    assert run.returncode == 1 and re.search("^coder: (there are no other MPI processes|MPI is reached).*\n\\Z", run.stderr), run.stderr
+    said = "^coder: (there are no other MPI processes|MPI is reached).*\n\\Z"
+    assert run.returncode == 1 and re.search(said, run.stderr), run.stderr
 
 
 def test_engines_take_any_executor(tmp_path):

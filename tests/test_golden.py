@@ -49,7 +49,8 @@ def test_this_machine_computes_the_golden_bits():
 def test_code_for_the_oldest_processor_computes_the_golden_bits(tmp_path):
     """Without fused multiply-add, and four lanes at a time.  (tests/test_contract.py does it for one with eight.)"""
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    found = subprocess.run([sys.executable, "-m", "minigpt", "verify", "--json"], env=environment, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-m", "minigpt", "verify", "--json"], env=environment, capture_output=True,
+                           text=True)
     assert json.loads(found.stdout) == verify.EXPECTED and found.returncode == 0
 
 
@@ -164,7 +165,8 @@ with threads_for(2 ** 40): pass
 
 
 @needs_glibc
-@pytest.mark.parametrize("program", ["minigpt.__main__ verify", "minigpt.__main__ sample", "train_shakespeare", "coder.__main__ compress"])
+@pytest.mark.parametrize("program", ["minigpt.__main__ verify", "minigpt.__main__ sample", "train_shakespeare",
+                                     "coder.__main__ compress"])
 def test_the_programs_say_so_in_one_sentence(program, tmp_path):
     module, *arguments = program.split()
     if module == "train_shakespeare":
@@ -179,7 +181,8 @@ def test_the_programs_say_so_in_one_sentence(program, tmp_path):
     elif arguments == ["compress"]:
         (tmp_path / "text").write_text("To be, or not to be. " * 100)
         arguments += ["--mode", "scratch", str(tmp_path / "text")]
-    result = run(SET_MODE + f"import {module} as program\nset_mode({MODES['flush results to zero']})\nprogram.main({arguments})")
+    mode = MODES["flush results to zero"]
+    result = run(SET_MODE + f"import {module} as program\nset_mode({mode})\nprogram.main({arguments})")
     assert result.returncode == 1 and "flush small numbers" in result.stderr.splitlines()[-1], result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "text.mgz").exists()

@@ -366,8 +366,8 @@ def test_matmul_refuses_what_it_would_read_or_write_out_of_bounds(a, b, out):
     assert same_bits(out.copy(), before)
 
 
-@pytest.mark.parametrize("a, b, out", [MISMATCHED[name] for name in ("inner", "rows of out", "one dimension", "float64", "float64 out",
-                                                                    "transposed out", "every other column of out")])
+@pytest.mark.parametrize("a, b, out", [MISMATCHED[name] for name in (
+    "inner", "rows of out", "one dimension", "float64", "float64 out", "transposed out", "every other column of out")])
 def test_matmul_packed_refuses_what_it_would_read_or_write_out_of_bounds(a, b, out):
     with pytest.raises(ValueError, match="^matmul_packed takes .* but got"):
         matmul_packed(a, pack(b), out)

@@ -43,7 +43,8 @@ def test_a_model_is_a_path_or_an_object(tmp_path):
 
 def test_a_primer_makes_it_smaller():
     file = coder.compress(LICENSE[500:], primer=LICENSE[:700])
-    assert len(file) < len(coder.compress(LICENSE[500:], "fast")) and coder.decompress(file, primer=LICENSE[:700]) == LICENSE[500:]
+    assert len(file) < len(coder.compress(LICENSE[500:], "fast"))
+    assert coder.decompress(file, primer=LICENSE[:700]) == LICENSE[500:]
 
 
 @settings(deadline=None, max_examples=25)

@@ -32,8 +32,8 @@ TEXT = "To be, or not to be"
 SMALL = dict(block_size=32, n_layer=2, n_head=2, n_embd=32)
 CONFIGS = {
     "default": GPTConfig(**SMALL),
-    "grouped, gated, tied": GPTConfig(block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, activation="swiglu", n_hidden=40,
-                                      tied=True),
+    "grouped, gated, tied": GPTConfig(block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, activation="swiglu",
+                                      n_hidden=40, tied=True),
     "post-norm, learned positions": GPTConfig(**SMALL, position="learned", norm="layer", norm_order="last", activation="gelu",
                                               qk_norm=False, bias=True, head_bias=True),
 }
@@ -59,7 +59,7 @@ def float32(numbers):
 def both(request, monkeypatch):
     """What a page holds about a model and TEXT, and what the layers of reference.py return for it."""
     model = GPT(CONFIGS[request.param], 3)
-    for name, parameter in model.parameters().items():          # gains of 1 and biases of 0 would hide a mistake
+    for parameter in model.parameters().values():               # gains of 1 and biases of 0 would hide a mistake
         if len(parameter.shape) == 1:
             parameter.data += np.float32(0.1) * np.cos(np.arange(parameter.data.size, dtype=np.float32))
     page = read(look.render(look.inspect(subject(model), TEXT)))

@@ -54,8 +54,9 @@ def test_files_are_replaced_and_come_back(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("words, mode", [([], "static"), (["-1"], "fast"), (["-3"], "fast"), (["-6"], "static"), (["-9"], "online"),
-                                         (["--best"], "online"), (["--fast"], "fast"), (["--model", "../bundled"], "static")])
+@pytest.mark.parametrize("words, mode", [([], "static"), (["-1"], "fast"), (["-3"], "fast"), (["-6"], "static"),
+                                         (["-9"], "online"), (["--best"], "online"), (["--fast"], "fast"),
+                                         (["--model", "../bundled"], "static")])
 def test_a_level_stands_for_a_mode(words, mode):
     assert run("-k", *words, "text") == 0
     assert read(Path("text.mgz").read_bytes())[0].mode == mode and Path("text").exists()
@@ -105,7 +106,8 @@ def test_l_lists_sizes(capsys):
     head, first, second = capsys.readouterr().out.splitlines()
     size = Path("text.mgz").stat().st_size
     assert head.split() == ["compressed", "uncompressed", "ratio", "uncompressed_name"]
-    assert first.split() == [str(size), "1076", f"{100 - 100 * size / 1076:.1f}%", "text"] and second.split()[1::2] == ["500", "other"]
+    assert first.split() == [str(size), "1076", f"{100 - 100 * size / 1076:.1f}%", "text"]
+    assert second.split()[1::2] == ["500", "other"]
 
 
 def test_v_says_what_was_done(capsys):

@@ -61,8 +61,8 @@ def test_a_config_goes_through_json_and_old_ones_look_as_they_did():
     old = GPTConfig()
     assert list(old.to_json()) == ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "position", "norm", "norm_order",
                                    "activation", "qk_norm", "bias", "tied", "dropout"]
-    new = GPTConfig(n_embd=16, n_kv_head=2, n_hidden=24, rope_theta=500000, norm_epsilon=1e-6, qkv_bias=True, rope_factors=[1, 8],
-                    head_bias=True)
+    new = GPTConfig(n_embd=16, n_kv_head=2, n_hidden=24, rope_theta=500000, norm_epsilon=1e-6, qkv_bias=True,
+                    rope_factors=[1, 8], head_bias=True)
     assert len(new.to_json()) == len(dataclasses.fields(GPTConfig))
     for config in old, new:
         assert GPTConfig(**json.loads(json.dumps(config.to_json()))) == config
@@ -313,6 +313,7 @@ def test_cross_entropy_refuses_fewer_targets_than_rows():
 
 def test_a_layer_norm_without_bias_keeps_nothing_of_a_backward_pass():
     layer = LayerNorm(8, bias=False)
+
     def memory():
         return {name: value.copy() for name, value in vars(layer).items() if isinstance(value, np.ndarray)}
     layer.forward(ones(3, 8))

@@ -54,7 +54,7 @@ def test_a_packed_model_packs_to_itself(file):
 def test_the_size_is_that_of_the_entropy(file):
     given = arrays(taught())
     bits = sum(4 * 8 * array.size for array in given.values() if array.ndim == 1)
-    for name, array in arrays(unpacked(file)).items():
+    for array in arrays(unpacked(file)).values():
         if array.ndim == 2:
             share = np.unique(array, return_counts=True)[1] / array.size
             bits -= array.size * (share * np.log2(share)).sum()

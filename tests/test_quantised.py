@@ -1,4 +1,4 @@
-"""A quantised model: products of integers are what their definition says, and a row has the same bits however it is computed."""
+"""A quantised model: a product of integers is what its definition says, and a row has the same bits however it is computed."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,8 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(f32)
 
 
-@pytest.mark.parametrize("N, K, M", [(1, 1, 1), (5, 65, 33), (8, 576, 192), (23, 100, 70), (4, 64, 64), (17, 192, 256), (3, 63, 97)])
+@pytest.mark.parametrize("N, K, M", [(1, 1, 1), (5, 65, 33), (8, 576, 192), (23, 100, 70), (4, 64, 64), (17, 192, 256),
+                                     (3, 63, 97)])
 def test_a_product_is_what_its_definition_says(N, K, M):
     x, w = numbers(N, K), numbers(K, M, seed=1)
     x[0, 0], w[:, 0], w[-1] = 1e30, 0, 1e-42                            # an outlier, a column of zeros, subnormal numbers

@@ -205,7 +205,7 @@ def thirds_around_one_half(count):
     Also the encoder's bytes before the carry.
     """
     state, out = start_encoding()
-    symbols, before = [], b""
+    symbols, before, symbol = [], b"", None
     while len(symbols) < count or symbol == 2:              # 2 cannot be left upwards
         low, third = int(state[LOW]), int(state[RANGE]) // 3
         edge = 2 ** 64 if state[LENGTH] else 2 ** 63        # where 1/2 lies in the window

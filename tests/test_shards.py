@@ -116,8 +116,8 @@ def test_a_process_computes_its_own_subtree():
 
 # --- MPI --------------------------------------------------------------------------------------------------------------
 
-TINY = ("--data text --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --dropout 0.1 --batch-size 8 --shards 4 --warmup 2 --steps 4 "
-        "--validate-every 2").split()
+TINY = ("--data text --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --dropout 0.1 --batch-size 8 --shards 4 --warmup 2 "
+        "--steps 4 --validate-every 2").split()
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +183,9 @@ def test_any_number_of_processes_ends_with_the_same_bits(optimizer, counts, caps
         status, out, error = outcome(mpiexec(count, *TINY, "--optimizer", optimizer, "--out", str(count)))
         assert status == 0, error
         assert state(str(count)) == expected
-        assert out.count("\nfingerprint       " + expected[0]) == 1                     # the first one prints, and prints the same
-        assert re.findall("^step .*|^validation .*", out, re.MULTILINE) == re.findall("^step .*|^validation .*", said, re.MULTILINE)
+        assert out.count("\nfingerprint       " + expected[0]) == 1                 # the first one prints, and prints the same
+        losses = re.compile("^step .*|^validation .*", re.MULTILINE)
+        assert losses.findall(out) == losses.findall(said)
 
 
 STOP_ONE = """import os, signal, train_shakespeare as program
@@ -257,6 +258,7 @@ def test_without_mpi_there_is_one_sentence(monkeypatch):
 
 
 def test_training_alone_loads_nothing_of_mpi():
-    code = "import sys, train_shakespeare as t; t.processes(); print([m for m in ('mpi4py', 'minigpt.mpi') if m in sys.modules])"
+    code = ("import sys, train_shakespeare as t; t.processes(); "
+            "print([m for m in ('mpi4py', 'minigpt.mpi') if m in sys.modules])")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
     assert run.stdout == "[]\n", run.stderr

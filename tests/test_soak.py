@@ -1,4 +1,4 @@
-"""It survives: thousands of damaged and forged files, kills, a full disk, folders that cannot be written to, pipes that close."""
+"""It survives thousands of damaged and forged files, kills, a full disk, folders that cannot be written to, closed pipes."""
 
 import io
 import os
@@ -65,7 +65,7 @@ def forged(member, rng):
             changes[name] = rng.choice((0, 1, 2, 255))
         elif name == "flags":
             changes[name] = parts.flags ^ 1 << rng.randrange(8)
-            changes["model"] = rng.randbytes(8) if changes[name] & 32 and not parts.model else parts.model * bool(changes[name] & 32)
+            changes["model"] = (parts.model or rng.randbytes(8)) if changes[name] & 32 else b""
             changes["primer"] = rng.randbytes(8) if changes[name] & 64 else b""
         elif name == "length":
             changes[name] = rng.choice((0, 1, parts.length + 1, 2 ** rng.randrange(8, 19), 2 ** 30, 2 ** 60))
@@ -80,7 +80,7 @@ def forged(member, rng):
 
 
 def made_of(found, parts):
-    """Whether it is these parts, as often as you like: a forged flag makes a whole file of a segment, which may then be doubled."""
+    """Whether it is these parts, as often as you like: a forged flag makes a whole file of a segment, which may be doubled."""
     while found:
         fits = [part for part in parts if found.startswith(part)]
         if not fits:
@@ -171,7 +171,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(folder):
     begun = time.perf_counter()
     assert ended(start(lambda: command_line.main(WORDS))) == 0
     seconds, rng, seen = time.perf_counter() - begun, random.Random(5), {}
-    for i in range(50):
+    for _ in range(50):
         Path("packed").write_bytes(old)
         child = start(lambda: command_line.main(WORDS))
         time.sleep(rng.uniform(0, 1.2 * seconds))

@@ -1,4 +1,4 @@
-"""The loop that is shared out among threads: every iteration runs once, whatever the threads, their number and their neighbours do."""
+"""The loop that is shared out among threads: every iteration runs once, whatever the threads and their neighbours do."""
 
 import os
 import subprocess

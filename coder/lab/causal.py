@@ -24,8 +24,7 @@ DEPTH = 6                       # symbols in a context
 LAGS = 8                        # for y_t x_t .. x_(t-7), for x_t y_(t-1) .. y_(t-8)
 AHEAD = 4                       # more of them, where the other sequence is known ahead of time: x_(t+4) is the first
 TOTAL = 2 ** 24                 # of the frequencies of a bit
-MOST_SLOTS = 21                 # bits: of the first expert's table, and of the others'; where nodes share a slot, they predict
-                                # worse, and decode all the same
+MOST_SLOTS = 21                 # bits: of the first expert's table, and of the others'; nodes that share a slot predict worse
 RATIO, WEIGHT = 2.0 ** 60, 2.0 ** -200          # bounds, so that an expert can come back
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

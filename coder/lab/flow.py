@@ -60,6 +60,7 @@ def run(text: bytes, model: GPT | Ensemble | None = None) -> dict:
     model = model or material.bundled()
     pairs = speeches(text)
     prompts, answers = zip(*pairs)
+
     def coded(contexts, texts):
         codes, costs = zip(*(encode(model, context, part) for context, part in zip(contexts, texts)))
         return sum(map(len, codes)), np.stack(costs)

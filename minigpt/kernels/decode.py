@@ -146,8 +146,8 @@ def step_by_columns(ids, weights, held, first, place, position, threads, logits)
     for n in range(len(held.keys)):
         normed = _norm(x, attention_norm, n, epsilon) if norm_first else x
         parallel_for(threads, _linear_3, prepare(normed, w.query), query, key, value, n, threads, q, k, v)
-        parallel_for(S * Hkv, _attend, q, k, v, Hkv, query_norm, key_norm, rotary, n, epsilon, held, first, place, position, scale,
-                     attended)
+        parallel_for(S * Hkv, _attend, q, k, v, Hkv, query_norm, key_norm, rotary, n, epsilon, held, first, place, position,
+                     scale, attended)
         parallel_for(threads, _linear, prepare(attended, w.projection), projection, n, NO_ACTIVATION, threads, y)
         _add(x, y)
         normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
@@ -186,7 +186,7 @@ def _embed(ids, position, tokens, positions, head, x):
 
 @njit
 def _columns(task, x, matrices, n, threads, y):
-    """The share of one of `threads` tasks in y = x @ number n of packed matrices; returns its first row, last + 1, first column, last + 1.
+    """The share of one of `threads` tasks in y = x @ number n of packed matrices: first row, last + 1, first column, last + 1.
 
     The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
     """

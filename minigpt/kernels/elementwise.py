@@ -8,6 +8,7 @@ from .threads import parallel_for
 
 BLOCK = 4096        # elements of an iteration, a loop that the compiler makes into vectors
 
+
 # --- residual connections ---------------------------------------------------------------------------------------------
 
 @njit

@@ -31,7 +31,8 @@ def linked(signature: types.Type) -> Callable:
         def call(typing, *arguments):
             def generate(context, builder, sig, values):
                 convention = context.call_conv
-                callee = cgutils.get_or_insert_function(builder.module, convention.get_function_type(types.void, sig.args), symbol)
+                function = convention.get_function_type(types.void, sig.args)
+                callee = cgutils.get_or_insert_function(builder.module, function, symbol)
                 status, _ = convention.call_function(builder, callee, types.void, sig.args, values)
                 with cgutils.if_unlikely(builder, status.is_error):
                     convention.return_status_propagate(builder, status)

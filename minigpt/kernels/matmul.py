@@ -104,8 +104,8 @@ def _make_tile(rows, width):
                     builder.store(unaligned(builder.load(outputs[t])), sums[t])
             b_of = [behind(builder, b, builder.mul(b_panel, b_panel.type(p))) for p in range((width + WIDTH - 1) // WIDTH)]
             with cgutils.for_range(builder, depth) as loop:
-                b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index, v * LANES % WIDTH * FLOAT,
-                                                          vector))) for v in range(vectors)]
+                b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index,
+                                                          v * LANES % WIDTH * FLOAT, vector))) for v in range(vectors)]
                 a_column = behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
@@ -169,7 +169,8 @@ def panels_of(M):
 def pack_columns(b, panels):
     """Copy b (depth, M) to panels (at least panels_of(M), depth, WIDTH), on one thread.
 
-    They are padded with zeros: a broad tile multiplies the padding, too, and what was in the memory could be subnormal, thus slow.
+    They are padded with zeros: a broad tile multiplies the padding, too, and what was in the memory could be subnormal, and
+    slow.
     """
     depth, M = b.shape
     b_row, b_column = b.strides
@@ -246,7 +247,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
     (N, depth), M, out_row = a.shape, out.shape[1], out.strides[0]
     packs = a.strides[1] != FLOAT and N >= ROWS and M > REUSE
     block = np.empty(min(N + ROWS, HEIGHT) * depth if packs else 0, np.float32)
-    edge = np.empty(ROWS * BROAD if M % WIDTH else 0, np.float32)       # takes the outputs of a tile that extends past the last column
+    edge = np.empty(ROWS * BROAD if M % WIDTH else 0, np.float32)   # the outputs of a tile that extends past the last column
     for i0 in range(0, N, HEIGHT):
         height = min(HEIGHT, N - i0)
         whole = height // ROWS * ROWS
@@ -317,7 +318,7 @@ def product(a, b, out, accumulate):
         for j in range(rest if accumulate else 0):
             for i in range(N):
                 transposed[j, i] = out[i, M - rest + j]
-        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed[:, :N], accumulate)       # with strides of its own, as `out` above
+        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed[:, :N], accumulate)       # its own strides, as `out` above
         for j in range(rest):
             for i in range(N):
                 out[i, M - rest + j] = transposed[j, i]

@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import (LANES, ZERO, absolute, broadcast, call, float32x16, fused, lane_max, load, load_part, maximum, minimum, named,
+from .lanes import (LANES, ZERO, absolute, broadcast, call, float32x16, fused, lane_max, load_part, maximum, minimum, named,
                     pointer, rint, splat)
 from .linking import linked
 from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, cpu, features, panels_of, part_of, triple
@@ -154,7 +154,8 @@ def _make_tile(rows, width):
                         total = fused(builder, d, a_scale[r], load(outputs[r, v]))
                         builder.store(total, outputs[r, v]).align = FLOAT
             return context.get_dummy_value()
-        return types.void(_bytes, _intp, _bytes, _intp, _bytes, _intp, _bytes, _bytes, _intp, _bytes, _intp, _intp, _intp), generate
+        return types.void(_bytes, _intp, _bytes, _intp, _bytes, _intp, _bytes, _bytes, _intp, _bytes, _intp, _intp,
+                          _intp), generate
 
     def compiled(a, a_row, a_scales, a_scales_row, b, b_panel, scales, starts, panel, out, out_row, groups, steps):
         tile(a, a_row, a_scales, a_scales_row, b, b_panel, scales, starts, panel, out, out_row, groups, steps)
@@ -268,7 +269,7 @@ def product_quantised(items, a_scales, integers, scales, starts, out):
     (N, M), (a_row, a_scales_row), (b_panel, panel) = out.shape, (items.strides[0], a_scales.strides[0]), (integers.strides[0],
                                                                                                        scales.strides[0])
     whole, groups = N // ROWS * ROWS, a_scales.shape[1]
-    edge = np.empty((ROWS, BROAD), np.float32)                          # the outputs of a tile that extends past the last column
+    edge = np.empty((ROWS, BROAD), np.float32)                      # the outputs of a tile that extends past the last column
     for first, last, width in (0, whole, WIDTH), (whole, N, BROAD):
         for j in range(0, M if first < last else 0, width):
             b, columns = _address(integers, j // WIDTH * b_panel), min(width, M - j)
@@ -282,9 +283,11 @@ def product_quantised(items, a_scales, integers, scales, starts, out):
                 if rows == ROWS:
                     _tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups, STEPS)
                 elif rows == LOW:
-                    _low_tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups, STEPS)
+                    _low_tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups,
+                              STEPS)
                 else:
-                    _row_tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups, STEPS)
+                    _row_tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups,
+                              STEPS)
                 if not inside:
                     out[i:i + rows, j:] = edge[:rows, :columns]
                 i += rows

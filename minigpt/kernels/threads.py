@@ -7,8 +7,8 @@ stretches, a few for each thread, and whoever is free claims the next one: the c
 caller waits for stretches that have been claimed, never for a worker that has not woken up yet; and where it has to wait for
 long it sleeps, so that a worker which the system has interrupted can go on in its place.
 
-The workers are Python threads that stay in compiled code, without the GIL, for good.  Callers hold the GIL, so there is one loop
-at a time; a loop inside an iteration of another is left to the thread that meets it.
+The workers are Python threads that stay in compiled code, without the GIL, for good.  Callers hold the GIL, so there is one
+loop at a time; a loop inside an iteration of another is left to the thread that meets it.
 """
 
 import ctypes
@@ -33,9 +33,9 @@ YIELD = 100                 # after so many looks another thread may go first, i
 MOST_THREADS = config.NUMBA_NUM_THREADS
 NO_MEMORY = "a kernel could not allocate its scratch buffers"
 
-# What the threads share: words of 64 bits, in cache lines of 8 by who writes them and when.  The upper half of the ticket counts
-# the loops, the lower half the stretches of this one that have been claimed; CLOSED, there is none.  A thread claims a stretch by
-# replacing the ticket that it has read, and that fails if what it has read since belongs to another loop.
+# What the threads share: words of 64 bits, in cache lines of 8 by who writes them and when.  The upper half of the ticket
+# counts the loops, the lower half the stretches of this one that have been claimed; CLOSED, there is none.  A thread claims a
+# stretch by replacing the ticket that it has read, and that fails if what it has read since belongs to another loop.
 TICKET, DONE = 0, 8
 STRETCH_COUNT, COUNT, BODY, ARGUMENTS = 16, 17, 18, 19
 THREADS, BUSY, FAILED, CALLER_SLEEPS, CALLER_LOCK = 24, 25, 26, 27, 28
@@ -44,7 +44,7 @@ CLOSED = (1 << 32) - 1
 _words = np.zeros(SLEEPS + WORKER * (MOST_THREADS + 1), np.int64)
 _words = _words[-_words.ctypes.data % 64 // 8:]         # from the beginning of a cache line on
 
-# --- what Numba lacks: atomic operations, locks that need no GIL, and calls of an address --------------------------------------
+# --- what Numba lacks: atomic operations, locks that need no GIL, and calls of an address -----------------------------
 
 _INT, _POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
 _PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
@@ -85,10 +85,10 @@ _load = _atomic(lambda builder, word: builder.load_atomic(word, "seq_cst", 8), 0
 _load_pointer = _atomic(lambda builder, word: builder.load_atomic(_to_pointer(builder, word), "seq_cst", 8), 0, types.voidptr)
 _store_pointer = _atomic(lambda builder, word, new: builder.store_atomic(new, _to_pointer(builder, word), "release", 8), 1,
                          types.void, types.voidptr)
-_exchange = _atomic(lambda builder, word, new: builder.atomic_rmw("xchg", word, new, "seq_cst"), 1)         # returns the old value
-_add = _atomic(lambda builder, word, x: builder.atomic_rmw("add", word, x, "seq_cst"), 1)                   # the old value
+_exchange = _atomic(lambda builder, word, new: builder.atomic_rmw("xchg", word, new, "seq_cst"), 1)     # returns the old value
+_add = _atomic(lambda builder, word, x: builder.atomic_rmw("add", word, x, "seq_cst"), 1)               # the old value
 _replace = _atomic(lambda builder, word, old, new: builder.zext(builder.extract_value(
-    builder.cmpxchg(word, old, new, "seq_cst", "seq_cst"), 1), _INT), 2)                                    # 1 if it was `old`
+    builder.cmpxchg(word, old, new, "seq_cst", "seq_cst"), 1), _INT), 2)                                # 1 if it was `old`
 
 
 @intrinsic
@@ -139,7 +139,7 @@ def _call(typing, body, arguments, start, stop):
     return types.boolean(types.voidptr, types.voidptr, types.int64, types.int64), generate
 
 
-# --- the loop ------------------------------------------------------------------------------------------------------------------
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
 @njit
 def _work():
@@ -171,8 +171,8 @@ def _is_wanted(worker):
     return _load(TICKET) & CLOSED != CLOSED and worker + 1 < _load(THREADS)
 
 
-# Whoever wants to sleep says so, and then looks once more whether there is a reason not to.  If there is, but it has been seen asleep
-# already, then its lock has been opened, or will be: it passes through, which closes the lock behind it.
+# Whoever wants to sleep says so, and then looks once more whether there is a reason not to.  If there is, but it has been seen
+# asleep already, then its lock has been opened, or will be: it passes through, which closes the lock behind it.
 @njit(types.void(types.int64), nogil=True, cache=True)
 def _serve(worker):
     """What a worker does, for good."""
@@ -225,8 +225,8 @@ def _share(body, arguments, count):
 
 
 def _borrowed(context, builder, type_, value):
-    """The value without the owners of its arrays.  Otherwise Numba would count references to them in each iteration, and the threads
-    would pass the counters back and forth."""
+    """The value without the owners of its arrays.  Otherwise Numba would count references to them in each iteration, and the
+    threads would pass the counters back and forth."""
     if isinstance(type_, types.Array):
         array = context.make_array(type_)(context, builder, value)
         array.meminfo, array.parent = (cgutils.get_null_value(field.type) for field in (array.meminfo, array.parent))
@@ -266,7 +266,7 @@ def parallel_for(typing, count, body, *arguments):
     return types.void(types.int64, body, types.StarArgTuple(arguments)), generate
 
 
-# --- how many threads, and their floating-point environment --------------------------------------------------------------------
+# --- how many threads, and their floating-point environment -----------------------------------------------------------
 
 # Each thread has its own floating-point environment: the rounding mode, and FTZ and DAZ, which replace subnormal results and
 # operands by zero.  Some libraries change it for the thread that loads them (those built with -ffast-math do), and threads that
