@@ -23,7 +23,7 @@ from . import archive, engines, models
 from .archive import HEAD, LARGEST_TRIAL, Encode, Here, Ledger, Models, Unpacked, decoding, members, segment_size
 from .compressor import BLOCK_BITS, choose, extract, short_hash
 from .container import MAGIC, MODES, CoderError, begin
-from .retrieve import read_at, table
+from .retrieve import Part, read_at, table
 
 Model = object      # a path, or a GPT, an Ensemble or a TokenModel
 
@@ -168,6 +168,7 @@ def open(path: str | os.PathLike, mode: str = "rb", *, model: "Model | None" = N
     """
     if mode not in ("r", "rb", "rt", "w", "wb", "wt"):
         raise ValueError(f"the mode must be rb, wb, rt or wt, but is {mode!r}")
+    stream: io.BufferedReader | io.BufferedWriter
     if mode[0] == "r":
         stream = io.BufferedReader(SegmentReader(builtins.open(path, "rb"), model, primer))
     else:
@@ -190,7 +191,8 @@ class SegmentReader(io.RawIOBase):
         self._parts = [part for part in parts if part.length]
         self._starts = [part.start for part in self._parts]
         self._size = self._starts[-1] + self._parts[-1].length if self._parts else 0
-        self._position, self._current, self._data = 0, None, b""
+        self._position, self._data = 0, b""
+        self._current: Part | None = None
 
     def readable(self) -> bool:
         return True

@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
@@ -88,7 +88,7 @@ class BPETokenizer:
         for left, right in merges:
             if not left or not right or left + right not in self.ids:
                 raise ValueError(f"the vocabulary has no token for the merge of {left!r} and {right!r}")
-        self._cache = {}
+        self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """ids (n,) int64 of a str (as UTF-8) or of any bytes.
@@ -96,7 +96,7 @@ class BPETokenizer:
         A byte that is no token stands for itself as the id vocab_size + byte, which no model knows: so decode_bytes(encode(x))
         is x whatever x is.  What looks like a control token in the text is text.
         """
-        ids = []
+        ids: list[int] = []
         for word in words(text.encode() if isinstance(text, str) else text, self.split):
             if (found := self._cache.get(word)) is None:
                 if len(self._cache) == WORDS_CACHED:
@@ -128,7 +128,7 @@ class BPETokenizer:
                     heappush(heap, (rank, k))
         return [self.ids[part] if part in self.ids else self.vocab_size + part[0] for part in parts if part]
 
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
+    def decode_bytes(self, ids: np.ndarray | Sequence[int]) -> bytes:
         """The bytes of ids, joined; none for control tokens.  ValueError for an id outside 0 .. vocab_size + 255."""
         ids = np.asarray(ids, np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size + 256):
@@ -136,7 +136,7 @@ class BPETokenizer:
         size = self.vocab_size
         return b"".join(self.vocabulary[i] if i < size else bytes([i - size]) for i in ids.tolist())
 
-    def decode(self, ids: np.ndarray) -> str:
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The str of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
@@ -169,7 +169,8 @@ def train(text: bytes, vocab_size: int, split: str = "gpt2") -> BPETokenizer:
     frequencies = Counter(words(text, split))
     parts = [[bytes([byte]) for byte in word.encode(errors="surrogateescape")] for word in frequencies]
     times = list(frequencies.values())
-    counts, places = Counter(), {}              # of each pair: how often it occurs, and the indices of the words it was ever in
+    counts: Counter[tuple[bytes, bytes]] = Counter()            # how often each pair occurs,
+    places: dict[tuple[bytes, bytes], set[int]] = {}            # and the indices of the words that it was ever in
     for i, tokens in enumerate(parts):
         for pair in zip(tokens, tokens[1:]):
             counts[pair] += times[i]

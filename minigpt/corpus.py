@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .files import write_atomically
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -81,7 +83,7 @@ def load(path: str | None = None, corpus: str = "shakespeare", *, cache: str | N
     return Text(f"{name}, because {failures[0]}" if failures else name, data)
 
 
-def split(data: Sequence) -> tuple:
+def split(data: Sequence | np.ndarray) -> tuple:
     """Cut a sequence in two: the first 90 % to train, rounded down, and the rest to validate."""
     cut = len(data) * 9 // 10
     return data[:cut], data[cut:]

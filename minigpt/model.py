@@ -9,7 +9,7 @@ import numpy as np
 
 from .blocks import Block, Rotary, make_norm
 from .config import GPTConfig
-from .incremental import Cache, decode_step, pack_weights
+from .incremental import Cache, NetworkWeights, decode_step, pack_weights
 from .kernels.threads import threads_for
 from .layers import CrossEntropy, Draw, Dropout, Embedding, Layer, Linear, TiedHead
 
@@ -37,8 +37,9 @@ class GPT(Layer):
         self.norm = make_norm(config) if config.norm_order != "last" else None      # else the last block has normalised
         self.head = TiedHead(self.tokens) if config.tied else Linear(C, config.vocab_size, config.head_bias, 0.02)
         self._loss = CrossEntropy()
-        self.frozen, self.quantised = None, False   # the weights packed, if `freeze` did that
-        self._latest = {"loss of": None}            # whose `loss` saved the activations; others may share the buffers
+        self.frozen: NetworkWeights | None = None   # the weights packed, if `freeze` did that
+        self.quantised = False
+        self._latest: dict[str, GPT | None] = {"loss of": None}     # whose `loss` saved the activations; buffers may be shared
         self._trained = tuple(self.parameters().values())       # found once: their memory is ordered by it
         if seed is not None:
             for name, parameter in self.parameters().items():
@@ -77,7 +78,7 @@ class GPT(Layer):
         self.quantised = True
         return self.freeze()
 
-    def share_buffers(self, other: "GPT", saved: bool = False) -> None:
+    def share_buffers(self, other: "GPT", saved: bool = False) -> None:      # type: ignore[override]
         super().share_buffers(other, saved)
         if saved:
             self._latest = other._latest

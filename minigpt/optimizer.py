@@ -56,7 +56,8 @@ class Optimizer:
         clip = config.clip / norm if 0 < config.clip < norm else 1.0
         correction1 = 1.0 / (1.0 - power(config.beta1, self.step_count))
         correction2 = 1.0 / (1.0 - power(config.beta2, self.step_count))
-        rate, shapes = config.learning_rate * fraction, {}
+        rate = config.learning_rate * fraction
+        shapes: dict[tuple[int, ...], list[str]] = {}
         scalars = tuple(map(np.float32, (config.beta1, config.beta2, correction1, correction2, 1e-8)))
         for name, parameter in self.parameters.items():
             if self._uses_muon(name):

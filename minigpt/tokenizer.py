@@ -1,5 +1,7 @@
 """Text to token ids and back: by bytes, which can encode any file, or by the characters of one text.  (bpe.py: by merges.)"""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .bpe import BPETokenizer
@@ -14,10 +16,10 @@ class ByteTokenizer:
         """ids (n,) int64 of a str (as UTF-8) or bytes."""
         return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64)
 
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
+    def decode_bytes(self, ids: np.ndarray | Sequence[int]) -> bytes:
         return np.asarray(ids, np.uint8).tobytes()
 
-    def decode(self, ids: np.ndarray) -> str:
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The str of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
@@ -50,10 +52,10 @@ class CharTokenizer:
             raise ValueError(f"the character {unknown!r} at position {text.index(unknown)} is not one of the "
                              f"{self.vocab_size} that this tokenizer knows") from None
 
-    def decode(self, ids: np.ndarray) -> str:
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         return "".join(self.itos[i] for i in ids)
 
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
+    def decode_bytes(self, ids: np.ndarray | Sequence[int]) -> bytes:
         return self.decode(ids).encode()
 
     def to_json(self) -> dict:

@@ -76,7 +76,7 @@ class Trainer:
         self.optimizer = Optimizer(model, optimizer_config, config.steps)
         self.shards = Shards(model, config.shards, processes)
         self.losses = np.zeros(config.steps, np.float32)        # nats per token, of each step's batch
-        self.validations = []                                   # (step, nats per token)
+        self.validations: list[tuple[int, float]] = []          # (step, nats per token)
 
     @property
     def step_count(self) -> int:

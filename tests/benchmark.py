@@ -693,7 +693,7 @@ class Benchmark:
 
 # How training in shards scales, on paper: n machines exchange the whole gradient log2(n) times, over a network that does
 # nothing else and reaches its speed at once, and add as often.  Left out: latency, waiting for the slowest, validation and
-# checkpoints, that few windows take longer each, and that a backward pass could go on while gradients are being sent.
+# checkpoints, that a few windows at once take longer each, and that a backward pass could go on while gradients are being sent.
 
 def exchange(one, count):
     """Seconds that `count` machines take to add up a gradient."""
