@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minigpt import __version__
 from minigpt.checkpoint import CheckpointError, fingerprint
 from minigpt.ensemble import combine
 from minigpt.exits import one_sentence
@@ -55,6 +56,7 @@ def catch_signals():
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m coder", description="Lossless compression with a GPT. The input file is "
                                      "kept; - means standard input or output.")
+    parser.add_argument("--version", action="version", version=f"coder (minigpt) {__version__}")
     commands = parser.add_subparsers(required=True)
 
     def command(run, name, description):

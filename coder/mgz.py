@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+from minigpt import __version__
 from minigpt.exits import one_sentence
 
 from . import models
@@ -93,6 +94,7 @@ def parse(arguments):
                         help="number of processes that share the segments of a large file (default, and 0: one per core)")
     parser.add_argument("--segment", type=size, metavar="SIZE", help="bytes of the original in a segment, as in 300K or 4M")
     parser.add_argument("--model", metavar="MODEL", help="as for python -m coder")
+    parser.add_argument("-V", "--version", action="version", version=f"mgz (minigpt) {__version__}")
     parser.set_defaults(action="compress", level=DEFAULT, dask=None, mpi=False)
     return parser.parse_args(arguments)
 

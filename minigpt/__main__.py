@@ -9,7 +9,7 @@ try:
     import os
     from pathlib import Path
 
-    from . import exhaustive, verify
+    from . import __version__, exhaustive, verify
     from .checkpoint import CheckpointError, load_checkpoint
     from .pretrained import PretrainedError, load
     from .sampling import stream
@@ -21,6 +21,7 @@ DEFAULT = "out/model.safetensors"
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minigpt", description="A GPT written by hand, from scratch.")
+    parser.add_argument("--version", action="version", version=f"minigpt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="generate text with a trained model",
                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
