@@ -22,6 +22,7 @@ try:
     from minigpt import corpus
     from minigpt.checkpoint import CheckpointError, fingerprint
     from minigpt.config import CHOICES, GPTConfig, OptimizerConfig
+    from minigpt.exits import delayed_interrupts
     from minigpt.files import write_atomically
     from minigpt.model import GPT
     from minigpt.plot import draw_losses
@@ -86,7 +87,7 @@ class KeepingTrainer(Trainer):
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        with processes() as ranks:
+        with processes() as ranks, delayed_interrupts():
             train(parse(arguments), ranks)
     except (corpus.CorpusError, CheckpointError, TrainingError, ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"train_shakespeare: {error}")

@@ -11,6 +11,7 @@ try:
 
     from . import __version__, exhaustive, verify
     from .checkpoint import CheckpointError, load_checkpoint
+    from .exits import one_sentence
     from .pretrained import PretrainedError, load
     from .sampling import stream
 except KeyboardInterrupt:           # the imports take long enough for a Ctrl-C
@@ -20,6 +21,11 @@ DEFAULT = "out/model.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> None:
+    with one_sentence("minigpt"):
+        run(arguments)
+
+
+def run(arguments):
     parser = argparse.ArgumentParser(prog="python -m minigpt", description="A GPT written by hand, from scratch.")
     parser.add_argument("--version", action="version", version=f"minigpt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)

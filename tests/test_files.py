@@ -6,7 +6,6 @@ import stat
 
 import pytest
 
-from minigpt.exits import one_sentence
 from minigpt.files import write_atomically
 
 
@@ -69,10 +68,3 @@ def test_only_the_owner_may_read_it_before_it_has_the_mode_of_another(tmp_path, 
     monkeypatch.setattr(os, "fsync", lambda descriptor: modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode)))
     write_atomically(tmp_path / "file", b"new", like=tmp_path / "other")
     assert modes == [0o600]
-
-
-def test_ctrl_c_that_the_compiler_has_swallowed_ends_the_program_all_the_same():
-    with pytest.raises(SystemExit, match="^stopped$"), one_sentence("program", interrupted="stopped"):
-        raise RuntimeError("no compiled object yet for <Library>")
-    with pytest.raises(RuntimeError, match="something else"), one_sentence("program"):
-        raise RuntimeError("something else")
