@@ -15,8 +15,8 @@ from numba import njit
 from minigpt.kernels.lanes import LANES, exp, lane_max, load_part, maximum, splat, store_part
 from minigpt.kernels.threads import parallel_for
 
-BITS = 22       # V * (2^BITS + 1) must not exceed the range coder's largest total, 2^32
-TWO_TO_THE_BITS = np.float32(2 ** BITS)
+BITS = 22  # V * (2^BITS + 1) must not exceed the range coder's largest total, 2^32
+TWO_TO_THE_BITS = np.float32(2**BITS)
 MINUS_INFINITY = np.float32(-np.inf)
 
 

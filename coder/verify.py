@@ -55,9 +55,9 @@ LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
 OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 SOFTWARE.
 """
-TEXT = (LICENSE + LICENSE)[:-1]         # two streams, of which the second is a symbol shorter
+TEXT = (LICENSE + LICENSE)[:-1]  # two streams, of which the second is a symbol shorter
 
-MODEL = GPTConfig(block_size=27, n_layer=2, n_head=2, n_embd=36)         # fills no tile, no vector, no half window
+MODEL = GPTConfig(block_size=27, n_layer=2, n_head=2, n_embd=36)  # fills no tile, no vector, no half window
 
 
 def results() -> Iterator[tuple[str, str]]:
@@ -100,7 +100,9 @@ def check(decoded, original, name):
 
 def main(as_json: bool) -> int:
     """Print the table of both packages; returns the exit code."""
+
     def both():
         yield from verify.results()
         yield from results()
+
     return 0 if verify.report(both(), {**verify.EXPECTED, **EXPECTED}, as_json) else 1

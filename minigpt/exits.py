@@ -36,18 +36,19 @@ def one_sentence(program: str, *errors: type[Exception], interrupted: int | str 
 def delayed_interrupts() -> Iterator[None]:
     """Deliver each Ctrl-C, also one that comes while C calls Python, as LLVM does where Numba compiles a kernel: no exception
     can pass there, so Python prints the KeyboardInterrupt and goes on.  Here it is raised a moment later, in what follows."""
+
     def delay(lost):
         nonlocal timer
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             return before(lost)
-        timer = threading.Timer(0.01, _interrupt)           # at once, it would be raised in here
+        timer = threading.Timer(0.01, _interrupt)  # at once, it would be raised in here
         timer.daemon = True
         timer.start()
 
     timer, before, sys.unraisablehook = None, sys.unraisablehook, delay
     try:
         yield
-    except Exception:               # perhaps since C has not got what it called Python for
+    except Exception:  # perhaps since C has not got what it called Python for
         if timer and timer.is_alive():
             raise KeyboardInterrupt from None
         raise
@@ -55,7 +56,7 @@ def delayed_interrupts() -> Iterator[None]:
         sys.unraisablehook = before
         if timer:
             timer.cancel()
-            timer.join()            # it is raised now or never
+            timer.join()  # it is raised now or never
 
 
 def _interrupt():
@@ -64,7 +65,7 @@ def _interrupt():
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, number)
     else:
-        _thread.interrupt_main(number)          # Windows: does not end a wait
+        _thread.interrupt_main(number)  # Windows: does not end a wait
 
 
 def _forget_output():

@@ -24,8 +24,8 @@ def replacing(path: str | os.PathLike, like: str | os.PathLike | None = None) ->
     those of any new file.
     """
     path = Path(path)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")      # short, whatever the length of the file's own name
-    mode = 0o666 if like is None else 0o600                     # the system takes the umask off
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # short, whatever the length of the file's own name
+    mode = 0o666 if like is None else 0o600  # the system takes the umask off
     file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     try:
         with file:

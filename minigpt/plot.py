@@ -24,7 +24,7 @@ def draw_losses(path: str | Path, losses: np.ndarray, validations: list[tuple[in
     width = min(50, len(steps))
     if width:
         smooth = np.convolve(losses, np.ones(width) / width, "valid")
-        axes.plot(steps[width - 1:], smooth, color="tab:blue", label=f"training, mean of {width} steps")
+        axes.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"training, mean of {width} steps")
     if validations:
         axes.plot(*zip(*validations), "o-", color="tab:orange", label="validation, whole split")
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")

@@ -14,7 +14,7 @@ from numba import njit, uint32, uint64
 from .kernels.threads import parallel_for
 
 ROUNDS = 10
-PART = 1024         # times four words that one iteration of the parallel loop makes
+PART = 1024  # times four words that one iteration of the parallel loop makes
 _WORD = uint64(0xFFFFFFFF)
 
 
@@ -31,7 +31,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @njit
 def _fill_part(part, words, seed, purpose, step):
-    words = words[part * PART:(part + 1) * PART]
+    words = words[part * PART : (part + 1) * PART]
     for i in range(len(words)):
         a, b, c, d = philox(part * PART + i, step & _WORD, step >> uint64(32), purpose, seed & _WORD, seed >> uint64(32))
         words[i, 0], words[i, 1], words[i, 2], words[i, 3] = a, b, c, d
@@ -51,7 +51,7 @@ def words(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
 
 def uniform(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
     """`count` float32 in [0, 1): the upper 24 bits of each word, so that the conversion is exact."""
-    return (words(seed, purpose, step, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0 ** -24)
+    return (words(seed, purpose, step, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def integers(seed: int, purpose: str, step: int, count: int, high: int) -> np.ndarray:
@@ -70,4 +70,4 @@ def permutation(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
 def keep(seed: int, purpose: str, step: int, count: int, drop: float) -> np.ndarray:
     """`count` booleans (uint8), each 0 with probability `drop`, to 1 part in 2^16: each word serves two of them."""
     pairs = words(seed, purpose, step, (count + 1) // 2).astype("<u4", copy=False)
-    return (pairs.view("<u2")[:count] >= np.uint16(drop * 65536)).view(np.uint8)        # the lower half first
+    return (pairs.view("<u2")[:count] >= np.uint16(drop * 65536)).view(np.uint8)  # the lower half first

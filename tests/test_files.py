@@ -23,7 +23,7 @@ def cannot_replace(part, path):
 
 @pytest.mark.parametrize("before", [None, b"old"], ids=["new file", "old file"])
 def test_the_file_holds_the_data_and_nothing_is_left_beside_it(before, tmp_path):
-    path = tmp_path / ("n" * 255)                       # the longest name there is
+    path = tmp_path / ("n" * 255)  # the longest name there is
     if before:
         path.write_bytes(before)
     write_atomically(path, b"new")
@@ -31,9 +31,11 @@ def test_the_file_holds_the_data_and_nothing_is_left_beside_it(before, tmp_path)
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("name, fault, error", [
-    ("fsync", full_disk, OSError), ("fsync", impatient, KeyboardInterrupt), ("replace", cannot_replace, PermissionError)],
-    ids=["full disk", "Ctrl-C", "no permission"])
+@pytest.mark.parametrize(
+    "name, fault, error",
+    [("fsync", full_disk, OSError), ("fsync", impatient, KeyboardInterrupt), ("replace", cannot_replace, PermissionError)],
+    ids=["full disk", "Ctrl-C", "no permission"],
+)
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(name, fault, error, tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -13,8 +13,10 @@ import minigpt.__main__
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("main, name", [(minigpt.__main__.main, "minigpt"), (coder.__main__.main, "coder (minigpt)"),
-                                        (coder.mgz.main, "mgz (minigpt)")])
+@pytest.mark.parametrize(
+    "main, name",
+    [(minigpt.__main__.main, "minigpt"), (coder.__main__.main, "coder (minigpt)"), (coder.mgz.main, "mgz (minigpt)")],
+)
 def test_a_command_prints_the_version(main, name, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])

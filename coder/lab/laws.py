@@ -44,7 +44,7 @@ def fit(law: Callable, N: np.ndarray, D: np.ndarray, L: np.ndarray, starts: list
 
 def fitted(law: Callable, entropy: bool, N: np.ndarray, D: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """p of the fit to all losses, and each loss as predicted by the fit to all others."""
-    starts = [np.log([n, n / 10, a, b, 1][:4 + entropy]) for n, a, b in product((1e3, 1e5), (0.1, 0.6), (0.1, 0.6))]
+    starts = [np.log([n, n / 10, a, b, 1][: 4 + entropy]) for n, a, b in product((1e3, 1e5), (0.1, 0.6), (0.1, 0.6))]
     p = fit(law, N, D, L, starts)
     others = ~np.eye(len(L), dtype=bool)
     return p, np.array([law(fit(law, N[o], D[o], L[o], [p]), N[i], D[i]) for i, o in enumerate(others)])

@@ -17,6 +17,7 @@ def _vectors(x):
 
 # --- ReLU, and its square ---------------------------------------------------------------------------------------------
 
+
 @njit
 def relu(lanes):
     return maximum(lanes, splat(ZERO))
@@ -82,7 +83,7 @@ def squared_relu_backward(dy, x, dx):
 # x * Phi(x) in its usual approximation, 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 # Since 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)), no tanh is needed: y = x * g with the gate g = 1 / (1 + e^(-2u)).
 
-MINUS_2_ROOT = np.float32(-1.5957691216057308)      # -2 sqrt(2 / pi)
+MINUS_2_ROOT = np.float32(-1.5957691216057308)  # -2 sqrt(2 / pi)
 CUBIC = np.float32(0.044715)
 
 
@@ -132,6 +133,7 @@ def gelu_backward(dy, x, dx):
 
 # --- SwiGLU -----------------------------------------------------------------------------------------------------------
 # y = silu(z) * x, where z opens or closes the gate for x; silu(z) = z s with s = 1 / (1 + e^-z).
+
 
 @njit
 def _sigmoid(z):

@@ -18,4 +18,4 @@ def forget_stale_code(folder: str | os.PathLike, *used: str | os.PathLike) -> No
             if path.stat().st_mtime < newest:
                 path.unlink()
         except OSError:
-            pass        # already gone, or in a folder that we cannot write to: then Numba caches elsewhere
+            pass  # already gone, or in a folder that we cannot write to: then Numba caches elsewhere

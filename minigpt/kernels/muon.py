@@ -11,7 +11,7 @@ from .threads import parallel_for
 # (0, 1] comes near 1 in five iterations.  [Newton-Schulz; coefficients of Jordan et al. 2024, "Muon"]
 ITERATIONS, A, B, C = 5, np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315)
 EPSILON = np.float32(1e-7)
-BLOCK_ROWS = 48       # a multiple of the tile heights, 8 and 6
+BLOCK_ROWS = 48  # a multiple of the tile heights, 8 and 6
 
 
 @njit(cache=True)
@@ -24,19 +24,19 @@ def orthogonalise(matrices):
 def _orthogonalise(n, matrices):
     matrix = matrices[n]
     short, long = min(matrix.shape), max(matrix.shape)
-    wide = matrix.shape[1] == long                          # else orthogonalise the transpose
+    wide = matrix.shape[1] == long  # else orthogonalise the transpose
     x, y = np.empty((short, long), np.float32), np.empty((short, long), np.float32)
     square, fourth = np.empty((short, short), np.float32), np.empty((short, short), np.float32)
     for i in range(short):
         for j in range(long):
             x[i, j] = matrix[i, j] if wide else matrix[j, i]
-    norm = np.sqrt(sum_of_squares(x.reshape(-1))) + EPSILON              # at least the largest singular value
+    norm = np.sqrt(sum_of_squares(x.reshape(-1))) + EPSILON  # at least the largest singular value
     for i in range(short):
         for j in range(long):
             x[i, j] /= norm
     for _ in range(ITERATIONS):
         _times_own_transpose(x, square)
-        _times_own_transpose(square, fourth)                # its square, as it is symmetric
+        _times_own_transpose(square, fourth)  # its square, as it is symmetric
         for i in range(short):
             for j in range(short):
                 square[i, j] = B * square[i, j] + C * fourth[i, j]

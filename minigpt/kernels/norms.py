@@ -14,6 +14,7 @@ from .threads import parallel_for
 
 # --- layer norm -------------------------------------------------------------------------------------------------------
 
+
 @njit(cache=True)
 def layer_norm_forward(x, gain, bias, epsilon, y, mean, rstd):
     """Normalise each row of x (N, C) to mean 0 and variance 1, scale it by gain (C,), add bias (C,).  [Ba et al. 2016]
@@ -51,6 +52,7 @@ def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
 
 
 # --- RMS norm: the same without the mean --------------------------------------------------------------------------------
+
 
 @njit(cache=True)
 def rms_norm_forward(x, gain, epsilon, y, rstd):
@@ -90,7 +92,7 @@ def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
 def _rstd(x, at, C, mean, epsilon):
     total, m = splat(ZERO), splat(mean)
     for c in range(0, C, LANES):
-        centred = load_part(x, at + c, C - c, mean) - m      # 0 past the end of the row
+        centred = load_part(x, at + c, C - c, mean) - m  # 0 past the end of the row
         total = fma(centred, centred, total)
     return ONE / np.sqrt(lane_sum(total) / np.float32(C) + epsilon)
 

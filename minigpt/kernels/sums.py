@@ -9,7 +9,7 @@ from numba import njit
 from .lanes import LANES, ZERO, fma, lane_sum, load_part, splat, store_part
 from .threads import parallel_for
 
-PARTIAL = 4096      # elements of a partial sum in `sum_of_squares`: part of its order of addition
+PARTIAL = 4096  # elements of a partial sum in `sum_of_squares`: part of its order of addition
 
 
 @njit
