@@ -36,7 +36,7 @@ MODES = {
     "static": Mode(1, (1,), True, False, False, 2 ** 20, "the model as it is"),
     "online": Mode(2, (1,), True, True, False, 2 ** 22, "the model, which keeps learning from FILE, mixed with contexts"),
     "scratch": Mode(3, (1,), False, True, False, 2 ** 22, "the same, but starting from random weights"),
-    "fast": Mode(4, (1,), False, True, False, 2 ** 24, "context mixing, without a model"),
+    "fast": Mode(4, (1, 2), False, True, False, 2 ** 24, "context mixing, without a model"),
     "tokens": Mode(5, (1,), True, False, True, 2 ** 20, "a published language model, on tokens of several bytes"),
     "online tokens": Mode(6, (1,), True, True, True, 2 ** 22, "the same with a bias that learns, mixed with contexts"),
 }

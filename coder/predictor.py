@@ -194,9 +194,9 @@ def scratch(size: int, primer: bytes = b"") -> Predictor:
     return Predictor(model, 1, _primed(size, primer, gpt=True), learner)
 
 
-def fast(size: int, primer: bytes = b"") -> Predictor:
-    """Contexts alone, and fewer of them."""
-    return Predictor(None, mixing=_primed(size, primer, fast=True))
+def fast(size: int, primer: bytes = b"", kinds: bool = True) -> Predictor:
+    """Contexts alone, and fewer of them.  kinds: others where the data is no text."""
+    return Predictor(None, mixing=_primed(size, primer, fast=True, kinds=kinds))
 
 
 # (mode, version): whatever changes what a maker's predictor predicts is a new version, beside the old one.
@@ -204,7 +204,8 @@ MAKERS = {
     ("static", 1): lambda model, size, primer: static(model),
     ("online", 1): online,
     ("scratch", 1): lambda model, size, primer: scratch(size, primer),
-    ("fast", 1): lambda model, size, primer: fast(size, primer),
+    ("fast", 1): lambda model, size, primer: fast(size, primer, kinds=False),
+    ("fast", 2): lambda model, size, primer: fast(size, primer),
 }
 
 

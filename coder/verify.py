@@ -1,6 +1,7 @@
 """python -m coder verify: the hashes of `python -m minigpt verify`, and those of codes and whole compressed files."""
 
 import hashlib
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ EXPECTED = {
     "online 1, primed: code": "6ebd8d330e307d73c3fcd27f69fcf77e11b6f2d72172b34401c3502631d8c730",
     "online 1, two models: code": "b3d000c81b5253fa74a5e7b31fb6a2da4c4d88507bb1a0c3308bda3b0a37b91f",
     "fast 1: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
+    "fast 2: code": "a6a48b6f5ea8e0e40b46b3074e741524f22c2e272cf70f0d4f5f6fe790254523",
+    "fast 2, records: code": "c14d5d35d695a1d90f0e613e09afc8b717783aadacfd4d9e0bbe5322a77271e6",
     "tokens 1: code": "b952720ed02de3264590c74a72c54016ec4209866180a843012166fd3cc478f1",
     "online tokens 1: code": "3ce9a5c7a9da1bdb409b46b75502e89bf7afdb66e8e287ef49947849b632b025",
     "scratch 1: code": "10430b0e2ea0d720567a54b7e6abf8cb7330c279d55831e6806a125235aa220c",
@@ -56,6 +59,7 @@ OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 SOFTWARE.
 """
 TEXT = (LICENSE + LICENSE)[:-1]  # two streams, of which the second is a symbol shorter
+RECORDS = LICENSE[:300] + b"".join(struct.pack("<IhB", 300 + 7 * i, i * i % 91 - 45, i % 5) for i in range(300))
 
 MODEL = GPTConfig(block_size=27, n_layer=2, n_head=2, n_embd=36)  # fills no tile, no vector, no half window
 
@@ -69,16 +73,18 @@ def results() -> Iterator[tuple[str, str]]:
     model = GPT(MODEL, seed=7)
     two = Ensemble([model, GPT(replace(MODEL, n_embd=48), seed=8)])
     cases = {
-        "static 1: code": ("static", model, b""),
-        "online 1: code": ("online", model, b""),
-        "online 1, primed: code": ("online", model, LICENSE[:500]),
-        "online 1, two models: code": ("online", two, b""),
-        "fast 1: code": ("fast", None, b""),
+        "static 1: code": ("static", 1, model, b"", TEXT),
+        "online 1: code": ("online", 1, model, b"", TEXT),
+        "online 1, primed: code": ("online", 1, model, LICENSE[:500], TEXT),
+        "online 1, two models: code": ("online", 1, two, b"", TEXT),
+        "fast 1: code": ("fast", 1, None, b"", TEXT),
+        "fast 2: code": ("fast", 2, None, b"", TEXT),
+        "fast 2, records: code": ("fast", 2, None, b"", RECORDS),
     }
-    for name, (mode, model, primer) in cases.items():
-        encoder, decoder = (make_predictor(mode, len(TEXT), model, primer, version=1) for _ in range(2))
-        code = codec.encode_block(encoder, TEXT)
-        check(codec.decode_block(decoder, code, len(TEXT)), TEXT, name)
+    for name, (mode, version, model, primer, data) in cases.items():
+        encoder, decoder = (make_predictor(mode, len(data), model, primer, version) for _ in range(2))
+        code = codec.encode_block(encoder, data)
+        check(codec.decode_block(decoder, code, len(data)), data, name)
         yield name, hashlib.sha256(code).hexdigest()
     tokenizer = train(LICENSE, 300)
     reads = TokenModel(GPT(replace(MODEL, vocab_size=tokenizer.vocab_size), seed=9), tokenizer, b"")

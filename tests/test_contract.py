@@ -74,6 +74,7 @@ ALLOWED = [
     ("coder/intervals.py", "decode", "**", "integers"),
     ("coder/mixing/logistic.py", "_tables", ".exp", "of decimals, whose every digit is prescribed"),
     ("coder/mixing/mixer.py", "Mixing.__init__", "np.cumsum", "integers: where each mixer's weights begin"),
+    ("coder/mixing/mixer.py", "Mixing._for_records", "np.cumsum", "integers: where each mixer's weights begin"),
     ("coder/online_tokens.py", "OnlineTokens.__init__", ".cumsum", "integers: where each token's bytes begin"),
     ("coder/parity.py", "pieces", "sum", "integers: a count"),
     ("coder/reference.py", "RangeDecoder.decode", "sum", "integers: frequencies"),

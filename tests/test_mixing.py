@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from coder import predictor as predictors
 from coder.codec import decode_block, encode_block
-from coder.mixing import contexts, histories, logistic, predict
+from coder.compressor import compress, decompress
+from coder.mixing import contexts, histories, kinds, logistic, predict
 from coder.mixing.contexts import ALL_CONTEXTS, CONTEXTS, FAST_CONTEXTS
 from coder.mixing.histories import BUCKET_WORDS, COUNT_LIMIT, MATCH_MINIMUM, MATCHES, pack_counter, unpack_counter
 from coder.mixing.logistic import (APM_POINTS, P_ONE, RECIPROCALS, SQUASH, STRETCH, WEIGHT_LIMIT, X_LIMIT, dot_product, new_apm,
@@ -28,6 +29,7 @@ FILES = {
     "csv": "".join(f"{i},{i * 37 % 1000 / 8},item {i % 7}\n" for i in range(300)).encode(),
     "noise": np.random.default_rng(0).bytes(3000),
     "noise in text": LICENSE + np.random.default_rng(1).bytes(700) + LICENSE,
+    "kinds": LICENSE + np.arange(3000).astype("<i4").tobytes() + 5 * LICENSE + b"".join(b"%05d\0\1\2" % i for i in range(900)),
 }
 
 
@@ -250,7 +252,8 @@ def hashes_of(selected, count, past=None):
 
 def test_the_table_gives_each_context_a_name_and_a_reason():
     names, reasons = zip(*CONTEXTS)
-    assert len(set(names)) == len(set(reasons)) == ALL_CONTEXTS == 33 and all(names) and all(reasons)
+    assert len(set(names)) == len(set(reasons)) == contexts.MOST_CONTEXTS == 37 and all(names) and all(reasons)
+    assert ALL_CONTEXTS == 33 and list(contexts.RECORD_CONTEXTS) == sorted(contexts.RECORD_CONTEXTS)
     assert [name for name, _ in CONTEXTS[:FAST_CONTEXTS]] == ["order 1", "order 2", "order 3", "order 4", "order 6", "word"]
 
 
@@ -263,6 +266,21 @@ def test_each_context_is_hashed_and_nothing_else_is_written(count):
     assert len({int(h) for h in hashes_of(range(count), count, past)[:count]}) == count
 
 
+def test_the_contexts_of_records_are_hashed_and_no_others():
+    """With a period of 3 in 24 bytes, whose last ones are 20 .. 23."""
+    past, values = np.zeros(contexts.FIELDS, np.uint64), np.full(contexts.MOST_CONTEXTS, 77, np.uint64)
+    text, followers = np.arange(25).astype(np.uint8), np.full((2, 2 ** 16), 9, np.uint64)
+    past[[contexts.HISTORY, contexts.PERIOD]] = 20 << 24 | 21 << 16 | 22 << 8 | 23, 3
+    selected, hashes = np.array(contexts.RECORD_CONTEXTS), np.zeros(len(contexts.RECORD_CONTEXTS), np.uint64)
+    contexts.hash_contexts(past, text, 24, followers, np.zeros((MATCHES, 2), np.int64), selected, values, hashes)
+    assert len(set(hashes.tolist())) == len(hashes)
+    found = {CONTEXTS[i][0]: int(values[i]) for i in contexts.RECORD_CONTEXTS[3:]}
+    above, nearest = 21, (21 << 8 | 20) - 23 + 128 >> 8             # a step of 3 to the left takes two bits
+    to_line = 2 * (21 << 8 | 20) - (18 << 8 | 17) - 23 + 128 >> 8
+    assert list(found.values()) == [9, 21 << 16 | 22 << 8, 20 << 24 | 21 << 16, 23, above, nearest, to_line, above << 8 | 8 + 2]
+    assert (values == 77).sum() == contexts.MOST_CONTEXTS - contexts.FAST_CONTEXTS - 8
+
+
 @pytest.mark.parametrize("omitted", [0, 20, 32])
 def test_a_context_that_is_left_out_leaves_the_hashes_of_the_others_as_they_are(omitted):
     selected = [i for i in range(ALL_CONTEXTS) if i != omitted]
@@ -272,6 +290,76 @@ def test_a_context_that_is_left_out_leaves_the_hashes_of_the_others_as_they_are(
 def test_ablation_begins_with_the_code_of_the_mode():
     code = encode_block(predictors.fast(len(LICENSE)), LICENSE)
     assert code_length(LICENSE, range(FAST_CONTEXTS), fast=True) == len(code) < code_length(LICENSE, range(5), fast=True)
+
+
+# --- kinds of data ----------------------------------------------------------------------------------------------------
+
+def plain_period(data):
+    """find_period of bytes, byte by byte, as its docstring says."""
+    data = data[-kinds.WINDOW:]
+    fresh = [i > 0 and data[i] != data[i - 1] for i in range(len(data))]
+    control = sum(new and (byte < 32 and byte not in b"\t\n\r" or byte == 127) for new, byte in zip(fresh, data))
+    broken, missing = 0, 0
+    for byte in data:
+        continues = 128 <= byte < 192
+        broken += continues != (missing > 0)
+        missing = missing - 1 if continues and missing else 0
+        missing = 3 if byte >= 240 else 2 if byte >= 224 else 1 if byte >= 192 else missing
+    if 32 * control < len(data) and 4 * broken < len(data):
+        return 0
+    equal = {p: sum(fresh[i] and data[i] == data[i - p] for i in range(p, len(data)))
+             for p in range(2, min(512, len(data) // 4) + 1)}
+    mean = sum(equal.values()) // max(len(equal), 1)
+    best = max((count - mean for count in equal.values()), default=0)
+    if 32 * best < len(data):
+        return kinds.PLAIN
+    return min(p for p, count in equal.items() if 8 * (count - mean) >= 7 * best)
+
+
+def period(data):
+    return kinds.find_period(np.frombuffer(data + b"x", np.uint8), len(data))
+
+
+@given(st.binary(min_size=1, max_size=60) | st.text(min_size=1, max_size=60).map(str.encode) |
+       st.builds(lambda unit, n, noise: b"".join(unit + bytes([b]) for b in noise) * n, st.binary(min_size=1, max_size=9),
+                 st.integers(1, 9), st.binary(min_size=1, max_size=20)))
+@settings(deadline=None, max_examples=60)
+def test_a_period_is_counted_as_the_text_above_says(data):
+    assert period(data) == plain_period(data)
+
+
+@pytest.mark.parametrize("data, expected", [
+    (LICENSE, 0), ("Ænglisc sprǣc, 古英语是英语的早期形式。".encode() * 20, 0), (LICENSE.decode().encode("utf-16le"), 2),
+    (b"".join(i.to_bytes(4, "little") + b"ab%c" % byte for i, byte in enumerate(np.random.default_rng(1).bytes(400))), 7),
+    (b"\0", 0), (b"\x80", kinds.PLAIN),
+    (np.random.default_rng(0).bytes(9000), kinds.PLAIN), (np.random.default_rng(0).normal(0, 1, 999).tobytes(), 8),
+    (FILES["records"], 12), (FILES["csv"], 0), (b"\0" * 9000, 0), (b"file name" + bytes(503) + LICENSE + bytes(200), 0),
+])
+def test_text_is_told_from_records_and_their_period_is_found(data, expected):
+    assert period(data) == expected
+
+
+def test_the_kind_is_looked_at_more_often_in_the_beginning():
+    places, position = [], 0
+    while position < 20_000:
+        position = kinds.next_look(position)
+        places.append(position)
+        assert all(kinds.next_look(before) == position for before in (position - 1, position - 100))
+    assert places == [256, 512, 1024, 2048, 4096, 8192, 12288, 16384, 20480]
+
+
+def test_text_has_the_code_that_it_had_without_kinds_and_records_a_shorter_one():
+    assert blocks(FILES["text"], fast=True, kinds=True) == blocks(FILES["text"], fast=True)
+    for name, most in ("records", 0.8), ("kinds", 0.7):
+        with_kinds, without = (sum(map(len, blocks(FILES[name], fast=True, kinds=also)[0])) for also in (True, False))
+        assert with_kinds < most * without
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 255, 256, 257, 4096, 4097])
+def test_files_of_records_of_any_size_come_back(size):
+    data = (np.arange(2000) ** 2).astype("<i4").tobytes()[:size]
+    for primer in b"", LICENSE + data[:700]:
+        assert decompress(compress(data, "fast", primer=primer), None, primer=primer) == data
 
 
 # --- match model, run model -------------------------------------------------------------------------------------------
@@ -321,7 +409,7 @@ def test_frequencies_are_summed_over_the_bytes_that_begin_with_the_same_bits():
 
 # --- whole blocks -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [dict(fast=True), dict(), dict(gpt=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(fast=True), dict(fast=True, kinds=True), dict(), dict(gpt=True)], ids=str)
 @pytest.mark.parametrize("name", FILES)
 def test_blocks_come_back(name, options):
     """With a GPT, too, if it says nothing, as when a primer is read."""
@@ -333,7 +421,7 @@ def test_blocks_come_back(name, options):
        st.builds(lambda unit, n: unit * n, st.binary(min_size=1, max_size=9), st.integers(1, 90)),
        size=st.integers(1, 700))
 def test_any_bytes_in_any_blocks_come_back(data, size):
-    assert blocks(data, size)[1] == data
+    assert blocks(data, size)[1] == data == blocks(data, size, fast=True, kinds=True)[1]
 
 
 def test_what_repeats_itself_costs_next_to_nothing():
@@ -354,11 +442,11 @@ def test_more_text_than_the_model_was_made_for_is_refused():
         MixingEncoder(mixing, 1)
 
 
-@pytest.mark.parametrize("gpt", [False, True])
-def test_decoder_mirrors_encoder_however_the_block_is_cut_into_calls(gpt):
-    data = np.frombuffer(LICENSE, np.uint8).astype(np.int64)
+@pytest.mark.parametrize("gpt, kinds", [(False, False), (True, False), (False, True)])
+def test_decoder_mirrors_encoder_however_the_block_is_cut_into_calls(gpt, kinds):
+    data = np.frombuffer(FILES["kinds"] if kinds else LICENSE, np.uint8).astype(np.int64)
     frequencies = np.random.default_rng(5).integers(1, 2 ** 20, (len(data), 256)).astype(np.uint32) if gpt else None
-    codes, sides = [], [Mixing(len(data), gpt=gpt) for _ in range(3)]
+    codes, sides = [], [Mixing(len(data), gpt=gpt, fast=kinds, kinds=kinds) for _ in range(3)]
     for mixing, cuts in zip(sides, ([0, len(data)], [0, 1, 700, len(data)])):
         encoder = MixingEncoder(mixing, len(data))
         assert encoder.size == 0

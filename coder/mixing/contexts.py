@@ -61,8 +61,18 @@ EXPECTED = _context("byte expected by short match", "how far to trust it, by val
 VERSE = _context("words in line, word length, order 1", "where a verse ends")                              #     85    21      7
 SHAPES = _context("shape, order 1", "capitals, marks and line breaks, whatever the words")                 #     71   114    140
 
-ALL_CONTEXTS = len(CONTEXTS)
+ALL_CONTEXTS = len(CONTEXTS)            # of text
+
+# Of records, in fast mode only: see kinds.py.  Above is the byte one record before, in the same column.
+FIELD = _context("byte above, record column", "fields that recur")
+NEAREST = _context("nearest byte, record column", "the upper byte of a number near to that above")
+NEAREST_TO_LINE = _context("nearest byte to a line, record column", "the same of a number that goes on as the last two did")
+CARRY = _context("byte above, record column, step to the left", "which byte changes if the lower one has wrapped around")
+
+MOST_CONTEXTS = len(CONTEXTS)
 FAST_CONTEXTS = 6           # of the first ones, in fast mode
+RECORD_CONTEXTS = (ORDER_2, ORDER_3, ORDER_6, INDIRECT_2, SPARSE_2_3, SPARSE_3_4, EXPECTED, FIELD, NEAREST, NEAREST_TO_LINE,
+                   CARRY)       # ascending
 ORDERS = 5                  # of the first ones: how many of them are known is a confidence, and selects mixer weights
 
 # The past, (FIELDS,) uint64.  A word is of letters in lower case, digits, apostrophes and bytes beyond ASCII.
@@ -74,8 +84,9 @@ ORDERS = 5                  # of the first ones: how many of them are known is a
  LINE_FIRST_BYTE, LINE_HASH,                # of the line so far
  SPEAKER, LAST_SPEAKER,                     # LINE_HASH at the last colon (in a play, who speaks), and at the one before
  WORD_COUNT,                                # words begun in the line so far
- SHAPE) = range(15)                         # the last 8 bytes with every capital as `A` and every row of small letters as `a`
-FIELDS = 15
+ SHAPE,                                     # the last 8 bytes with every capital as `A` and every row of small letters as `a`
+ PERIOD) = range(16)                        # bytes of a record, as kinds.py finds it; 0 in text
+FIELDS = 16
 
 SALT = np.uint64(0xD6E8FEB86659FD93)                # two contexts of the same value have different hashes
 EIGHT, SIXTEEN, BYTE_MASK, PAIR_MASK = np.uint64(8), np.uint64(16), np.uint64(0xFF), np.uint64(0xFFFF)
@@ -86,7 +97,8 @@ def hash_contexts(past, text, position, followers, matches, selected, values, ha
     """Write the hashes (N,) uint64 of the N `selected` contexts, indices in CONTEXTS, of the byte at text[position].
 
     followers (2, 2^16) uint64 are the last 8 bytes that followed each byte, each pair; matches are those of `find_match`.
-    values (ALL_CONTEXTS,) uint64 is scratch; if it has FAST_CONTEXTS elements, only the first contexts may be selected.
+    values (MOST_CONTEXTS,) uint64 is scratch.  If it has ALL_CONTEXTS elements, only those may be selected; if FAST_CONTEXTS, only
+    the first ones; else RECORD_CONTEXTS and the first ones, and past[PERIOD] is not 0.
     """
     h = past[HISTORY]
     order_1, order_2, order_3, word = h & BYTE_MASK, h & PAIR_MASK, h & np.uint64(0xFFFFFF), past[THIS_WORD]
@@ -96,7 +108,9 @@ def hash_contexts(past, text, position, followers, matches, selected, values, ha
     values[ORDER_4] = h & np.uint64(0xFFFFFFFF)
     values[ORDER_6] = h & np.uint64(0xFFFFFFFFFFFF)
     values[WORD] = word
-    if len(values) > FAST_CONTEXTS:
+    if len(values) > ALL_CONTEXTS:
+        hash_record_contexts(past, text, position, followers, matches, values)
+    elif len(values) > FAST_CONTEXTS:
         last_word, second_last_word = past[LAST_WORD], past[SECOND_LAST_WORD]
         word_length, letters = past[WORD_LENGTH], past[LETTERS]
         after_byte, after_pair = followers[0, order_1], followers[1, order_2]
@@ -138,6 +152,32 @@ def hash_contexts(past, text, position, followers, matches, selected, values, ha
     for i in range(len(hashes)):
         context = selected[i]
         hashes[i] = (values[context] + np.uint64(context + 1) * SALT) * MULTIPLIER
+
+
+@njit(cache=True)
+def hash_record_contexts(past, text, position, followers, matches, values):
+    """Write the values of RECORD_CONTEXTS, but of the orders."""
+    h, period = past[HISTORY], np.int64(past[PERIOD])
+    before, column = np.int64(h & BYTE_MASK), np.uint64(position % period) << SIXTEEN
+    above, number, last_number = np.int64(0), np.int64(0), np.int64(0)
+    if position > 2 * period:
+        above = np.int64(text[position - period])
+        number = above << 8 | np.int64(text[position - period - 1])             # as if this byte was the upper half of one
+        last_number = np.int64(text[position - 2 * period]) << 8 | np.int64(text[position - 2 * period - 1])
+    step, size = before - (number & 255), 0                                     # size: of the step, in bits
+    while abs(step) >> size:
+        size += 1
+    expected, match_length = np.uint64(0), matches[SHORT_MATCH, MATCH_LENGTH]
+    if match_length:
+        expected = np.uint64(256 + text[matches[SHORT_MATCH, MATCH_POINTER]])
+    values[INDIRECT_2] = followers[1, h & PAIR_MASK] & np.uint64(0xFFFFFF)
+    values[SPARSE_2_3] = h & np.uint64(0xFFFF00)
+    values[SPARSE_3_4] = h & np.uint64(0xFFFF0000)
+    values[EXPECTED] = expected << SIXTEEN | np.uint64(min(match_length, 15)) << EIGHT | h & BYTE_MASK
+    values[FIELD] = column | np.uint64(above)
+    values[NEAREST] = column | np.uint64((number - before + 128 >> 8) & 255)
+    values[NEAREST_TO_LINE] = column | np.uint64((2 * number - last_number - before + 128 >> 8) & 255)
+    values[CARRY] = column | np.uint64(above << 8 | (8 + size if step >= 0 else 8 - size))
 
 
 @njit(cache=True)

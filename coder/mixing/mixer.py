@@ -10,6 +10,7 @@ decoder run the same `predict` and `update`; between the two, the bit goes into 
 
     logistic.py     the arithmetic: squash, stretch, mixer, StateMap, APM
     contexts.py     what may tell the next byte, a table
+    kinds.py        text or records: which contexts, in fast mode
     histories.py    what followed before: bit histories, run model, match model
     predict.py      the two steps, for one bit
     mixer.py        the state of all that; encoder and decoder of a block
@@ -20,7 +21,7 @@ begin with those, the share of the ones that go on with a 1.
 The model lives on from block to block.  Before the first one it may learn from a text that both sides know: the primer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +29,13 @@ from numba import njit
 
 from ..range_coder import (LENGTH, decode_bit, encode_bit, finish_encoding, make_room, overrun, start_decoding,
                            start_encoding)
-from .contexts import ALL_CONTEXTS, FAST_CONTEXTS, FIELDS
+from .contexts import ALL_CONTEXTS, FAST_CONTEXTS, FIELDS, PERIOD, RECORD_CONTEXTS
 from .histories import (BUCKET_WORDS, HISTORY_P_STATES, MATCH_HASHES, MATCHES, RUN_HASHES, new_history_node_statemap,
                         new_length_statemap)
+from .kinds import find_period, next_look
 from .logistic import RECIPROCALS, SQUASH, STRETCH, WEIGHT_ONE, X_LIMIT, new_apm
-from .predict import (APM_1_CONTEXTS, APM_3_CONTEXTS, GPT_INPUTS, GPT_SELECTOR, MORE_SELECTORS, SELECTORS, begin_byte,
-                      begin_bytes, predict, update)
+from .predict import (APM_1_CONTEXTS, APM_3_CONTEXTS, GPT_INPUTS, GPT_SELECTOR, MORE_SELECTORS, RECORD_SELECTORS,
+                      SELECTORS, begin_byte, begin_bytes, predict, update)
 
 MOST_TABLE_BITS = 23                        # 2^23 buckets of 64 bytes: 512 MiB; otherwise 1/2 to 1 for each byte and context
 FAST_WEIGHT, FIRST_WEIGHT, GPT_WEIGHT = 0.12, 0.05, 0.2     # to begin with; fast mode has fewer inputs
@@ -69,12 +71,13 @@ class Memory(NamedTuple):
 class Mixing:
     """The model of a file of `size` bytes, primer included, with or without a GPT.
 
-    fast: fewer contexts and mixers, no run model.  contexts: ascending indices in CONTEXTS, to measure what others are worth.
+    fast: fewer contexts and mixers, no run model.  kinds: in fast mode, other contexts where the data is no text (kinds.py).
+    contexts: ascending indices in CONTEXTS, to measure what others are worth.
     trust: the first weights of a context and of the GPT, where they are not the usual ones.
     """
 
     def __init__(self, size: int, gpt: bool = False, fast: bool = False, contexts: Sequence[int] | None = None,
-                 trust: tuple[float, float] | None = None):
+                 trust: tuple[float, float] | None = None, kinds: bool = False):
         self.fast, self.gpt, self.end = fast, gpt, 0
         in_mode = FAST_CONTEXTS if fast else ALL_CONTEXTS
         selected = np.arange(in_mode) if contexts is None else np.array(contexts, np.int64)
@@ -101,6 +104,30 @@ class Mixing:
         weights, weight = self.memory.weights, int(WEIGHT_ONE * first)
         weights[:, 0:each * N:each] = weights[:, 1:each * N:each] = weights[:, each * N:each * N + MATCHES] = weight
         self._trust_gpt()
+        self._of_text, self._of_records = self.memory, self._for_records(weight) if kinds else None
+
+    def _for_records(self, weight):
+        """The same memory with the contexts of records, and with StateMaps and weights of their own."""
+        N, K, rows = len(RECORD_CONTEXTS), len(RECORD_SELECTORS), np.cumsum([0, *RECORD_SELECTORS])
+        weights = np.zeros((rows[-1], 3 * N + MATCHES + 1), np.int32)
+        weights[:, 0:3 * N:3] = weights[:, 1:3 * N:3] = weights[:, 3 * N:3 * N + MATCHES] = weight
+        return self.memory._replace(
+            selected=np.array(RECORD_CONTEXTS, np.int64), p_statemaps=np.tile(self.memory.p_statemaps[:1], (N, 1)),
+            length_statemaps=self.memory.length_statemaps.copy(), weights=weights, first_rows=rows[:-1].astype(np.int64),
+            final_weights=np.full((256, K), WEIGHT_ONE // K, np.int32))
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The parts (start, stop) of that much of the text, each of one kind, for which `memory` is made ready.
+
+        The text before a part must be known when the part is asked for.
+        """
+        while start < stop:
+            end = min(stop, next_look(start)) if self._of_records else stop
+            if self._of_records and next_look(start - 1) == start:
+                self.memory.past[PERIOD] = period = find_period(self.memory.text, start)
+                self.memory = self._of_records if period else self._of_text
+            yield start, end
+            start = end
 
     def _trust_gpt(self):
         if self.gpt:
@@ -134,8 +161,10 @@ class MixingEncoder:
 
         frequencies: (n, 256) uint32, what the GPT predicts for each.
         """
-        self._code = _encode(self._mixing.memory, self._mixing.fast, self._mixing.gpt, self._position + start,
-                             _contiguous(frequencies), self._state, self._code, symbols)
+        mixing, first = self._mixing, self._position + start
+        for begin, end in mixing.parts(first, first + len(symbols)):
+            self._code = _encode(mixing.memory, mixing.fast, mixing.gpt, begin, _contiguous(frequencies), self._state,
+                                 self._code, symbols[begin - first:end - first])
 
     @property
     def size(self) -> int:
@@ -160,8 +189,10 @@ class MixingDecoder:
 
         frequencies: as they were encoded with.
         """
-        _decode(self._mixing.memory, self._mixing.fast, self._mixing.gpt, self._position + start, _contiguous(frequencies),
-                self._state, self._code, symbols)
+        mixing, first = self._mixing, self._position + start
+        for begin, end in mixing.parts(first, first + len(symbols)):
+            _decode(mixing.memory, mixing.fast, mixing.gpt, begin, _contiguous(frequencies), self._state, self._code,
+                    symbols[begin - first:end - first])
 
     @property
     def overrun(self) -> int:

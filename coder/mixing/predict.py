@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .contexts import ALL_CONTEXTS, FAST_CONTEXTS, HISTORY, LINE_START, ORDERS, WORD_LENGTH, hash_contexts, update_past
+from .contexts import (ALL_CONTEXTS, FAST_CONTEXTS, HISTORY, LINE_START, MOST_CONTEXTS, ORDERS, PERIOD, WORD_LENGTH,
+                       hash_contexts, update_past)
 from .histories import (LONG_MATCH, MATCHES, SHORT_MATCH, find_buckets, find_match, find_runs, predict_expected,
                         predict_histories, prefetch_buckets, update_expected, update_histories, update_matches, update_runs)
 from .logistic import P_ONE, X_LIMIT, dot_product, refine, train, update_apm
@@ -16,6 +17,7 @@ from .logistic import P_ONE, X_LIMIT, dot_product, refine, train, update_apm
 # Each mixer selects a row of its weights by a small context.  How many rows that makes (`predict` says which):
 SELECTORS = 256, 16 * 8, 256            # partial; length of the long match, confidence of the orders; order 1
 MORE_SELECTORS = 256, 256, 256          # not in fast mode: second byte back; word length, bit, short match; column
+RECORD_SELECTORS = *SELECTORS, 256      # of records, in fast mode: column
 GPT_SELECTOR = 16 * 8                   # confidence of the GPT, confidence of the orders
 GPT_INPUTS = 3
 BIAS = 256                              # an input of 1.0
@@ -32,7 +34,7 @@ class Scratch(NamedTuple):
     gpt: bool                       # the mixers have inputs for a GPT, and a selector
     has_frequencies: bool           # it predicts these bytes; it does not predict a primer
     orders: int                     # how many of the selected contexts are orders whose confidence counts
-    values: np.ndarray              # (ALL_CONTEXTS,) uint64: of the contexts; (FAST_CONTEXTS,) in fast mode
+    values: np.ndarray              # (ALL_CONTEXTS,) uint64: of the contexts; see `hash_contexts`
     hashes: np.ndarray              # (N,) uint64: of the selected contexts
     buckets: np.ndarray             # (N,) uint64: index in table
     history_states: np.ndarray      # (N,) int64: index in p_statemaps, or -1
@@ -59,7 +61,7 @@ class Prediction(NamedTuple):
 def begin_bytes(memory, fast, gpt, start, frequencies):
     """The Scratch for bytes from position `start` on."""
     N, G, K, n = len(memory.selected), len(memory.length_statemaps), len(memory.first_rows), memory.weights.shape[1]
-    contexts = FAST_CONTEXTS if fast else ALL_CONTEXTS
+    contexts = MOST_CONTEXTS if memory.past[PERIOD] else FAST_CONTEXTS if fast else ALL_CONTEXTS
     scratch = Scratch(
         fast, gpt, len(frequencies) > 0, np.searchsorted(memory.selected, ORDERS),
         values=np.zeros(contexts, np.uint64), hashes=np.zeros(N, np.uint64), buckets=np.zeros(N, np.uint64),
@@ -132,6 +134,8 @@ def predict(memory, scratch, position, partial, bit):
         rows[3] = last_three >> 8 & 255
         rows[4] = min(np.int64(memory.past[WORD_LENGTH]), 15) * 16 + bit * 2 + (scratch.length_states[SHORT_MATCH] >= 0)
         rows[5] = min(position - np.int64(memory.past[LINE_START]), 255)
+    elif memory.past[PERIOD]:
+        rows[3] = min(position % np.int64(memory.past[PERIOD]), 255)
     if scratch.gpt:
         rows[-1] = (min(abs(gpt_x), 2047) >> 7) * 8 + known
     for k in range(len(rows)):
