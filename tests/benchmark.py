@@ -58,6 +58,8 @@ for library in "OMP", "OPENBLAS", "MKL", "NUMBA":
 
 import numpy as np                                                  # noqa: E402
 
+from tests import kinds                                             # noqa: E402
+
 umath = (np._core if hasattr(np, "_core") else np.core)._multiarray_umath
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -808,7 +810,7 @@ def megabytes(size):
 CASES = {name: getattr(Benchmark, name) for name in ("matmul", "lm", "train", "forward", "cached", "llm", "busy", "coder",
                                                      "messages", "memory", "startup", "optimizer", "rules", "scaling",
                                                      "shards")}
-CASES |= {"scale": scale.scale, "parity": scale.parity}
+CASES |= {"scale": scale.scale, "parity": scale.parity, "kinds": kinds.report}
 
 
 def main():
