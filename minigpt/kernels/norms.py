@@ -11,6 +11,8 @@ from .lanes import LANES, ONE, ZERO, fma, lane_sum, load_part, splat, store_part
 from .sums import column_sum
 from .threads import parallel_for
 
+AT_A_TIME, FLOATS = 8, 1024  # rows, at most, and how many floats: they should stay in the first-level cache
+
 
 # --- layer norm -------------------------------------------------------------------------------------------------------
 
@@ -21,24 +23,34 @@ def layer_norm_forward(x, gain, bias, epsilon, y, mean, rstd):
 
     Writes y (N, C) and, for the backward pass, mean (N,) and rstd (N,), the reciprocal of the standard deviation.
     """
-    parallel_for(len(x), _layer_norm_row, x, gain, bias, epsilon, y, mean, rstd)
+    parallel_for(_blocks(x), _layer_norm_rows, x, gain, bias, epsilon, y, mean, rstd)
 
 
 @njit
-def _layer_norm_row(i, x, gain, bias, epsilon, y, mean, rstd):
-    mean[i], rstd[i] = layer_norm_row(x, i, gain, bias, epsilon, y)
+def _layer_norm_rows(block, x, gain, bias, epsilon, y, mean, rstd):
+    (start, stop), C = _block(block, x), x.shape[1]
+    for i in range(start, stop):
+        mean[i] = _mean(x, i * C, C)
+    for i in range(start, stop):
+        rstd[i] = _rstd(x, i * C, C, mean[i], epsilon)
+    for i in range(start, stop):
+        _shift_and_scale(x, i, mean[i], rstd[i], gain, bias, y)
+
+
+@njit
+def _shift_and_scale(x, i, mean, rstd, gain, bias, y):
+    C, m, r = x.shape[1], splat(mean), splat(rstd)
+    for c in range(0, C, LANES):
+        n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
+        store_part(y, i * C + c, C - c, fma(n, load_part(gain, c, C - c, ZERO), load_part(bias, c, C - c, ZERO)))
 
 
 @njit
 def layer_norm_row(x, i, gain, bias, epsilon, y):
-    """Row i of `layer_norm_forward`; returns its mean and rstd."""
+    """Row i of `layer_norm_forward`."""
     C = x.shape[1]
-    mean, rstd = _mean_and_rstd(x, i * C, C, epsilon)
-    m, r = splat(mean), splat(rstd)
-    for c in range(0, C, LANES):
-        n = (load_part(x, i * C + c, C - c, ZERO) - m) * r
-        store_part(y, i * C + c, C - c, fma(n, load_part(gain, c, C - c, ZERO), load_part(bias, c, C - c, ZERO)))
-    return mean, rstd
+    mean = _mean(x, i * C, C)
+    _shift_and_scale(x, i, mean, _rstd(x, i * C, C, mean, epsilon), gain, bias, y)
 
 
 # With n = (x - mean) * rstd and g = dy * gain; every x affects its whole row through mean and rstd:
@@ -46,7 +58,7 @@ def layer_norm_row(x, i, gain, bias, epsilon, y):
 @njit(cache=True)
 def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
     """Write dx (N, C); add to dgain (C,) and dbias (C,).  dy, x (N, C); gain (C,); mean, rstd (N,)."""
-    parallel_for(len(x), _norm_row_backward, dy, x, gain, mean, rstd, True, dx)
+    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, True, dx)
     parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
     parallel_for((x.shape[1] + LANES - 1) // LANES, column_sum, dy, dbias)
 
@@ -60,23 +72,29 @@ def rms_norm_forward(x, gain, epsilon, y, rstd):
 
     Writes y (N, C) and, for the backward pass, rstd (N,), the reciprocal of the root mean square.
     """
-    parallel_for(len(x), _rms_norm_row, x, gain, epsilon, y, rstd)
+    parallel_for(_blocks(x), _rms_norm_rows, x, gain, epsilon, y, rstd)
 
 
 @njit
-def _rms_norm_row(i, x, gain, epsilon, y, rstd):
-    rstd[i] = rms_norm_row(x, i, gain, epsilon, y)
+def _rms_norm_rows(block, x, gain, epsilon, y, rstd):
+    (start, stop), C = _block(block, x), x.shape[1]
+    for i in range(start, stop):
+        rstd[i] = _rstd(x, i * C, C, ZERO, epsilon)
+    for i in range(start, stop):
+        _scale(x, i, rstd[i], gain, y)
+
+
+@njit
+def _scale(x, i, rstd, gain, y):
+    C, r = x.shape[1], splat(rstd)
+    for c in range(0, C, LANES):
+        store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
 
 
 @njit
 def rms_norm_row(x, i, gain, epsilon, y):
-    """Row i of `rms_norm_forward`; returns its rstd."""
-    C = x.shape[1]
-    rstd = _rstd(x, i * C, C, ZERO, epsilon)
-    r = splat(rstd)
-    for c in range(0, C, LANES):
-        store_part(y, i * C + c, C - c, load_part(x, i * C + c, C - c, ZERO) * r * load_part(gain, c, C - c, ZERO))
-    return rstd
+    """Row i of `rms_norm_forward`."""
+    _scale(x, i, _rstd(x, i * x.shape[1], x.shape[1], ZERO, epsilon), gain, y)
 
 
 # n = x * rstd, g = dy * gain:  dx = rstd * (g - n * mean(g * n)),  dgain = sum over rows of dy * n
@@ -84,8 +102,34 @@ def rms_norm_row(x, i, gain, epsilon, y):
 def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
     """Write dx (N, C); add to dgain (C,).  dy, x (N, C); gain (C,); rstd (N,)."""
     mean = np.zeros(len(x), np.float32)
-    parallel_for(len(x), _norm_row_backward, dy, x, gain, mean, rstd, False, dx)
+    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, False, dx)
     parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
+
+
+@njit
+def _blocks(x):
+    rows = _rows(x)
+    return (len(x) + rows - 1) // rows
+
+
+@njit
+def _rows(x):
+    return max(2, min(AT_A_TIME, FLOATS // max(x.shape[1], 1)))
+
+
+@njit
+def _block(block, x):
+    """(start, stop) of its rows."""
+    rows = _rows(x)
+    return block * rows, min((block + 1) * rows, len(x))
+
+
+@njit
+def _mean(x, at, C):
+    total = splat(ZERO)
+    for c in range(0, C, LANES):
+        total = total + load_part(x, at + c, C - c, ZERO)
+    return lane_sum(total) / np.float32(C)
 
 
 @njit
@@ -98,30 +142,25 @@ def _rstd(x, at, C, mean, epsilon):
 
 
 @njit
-def _mean_and_rstd(x, at, C, epsilon):
-    total = splat(ZERO)
-    for c in range(0, C, LANES):
-        total = total + load_part(x, at + c, C - c, ZERO)
-    mean = lane_sum(total) / np.float32(C)
-    return mean, _rstd(x, at, C, mean, epsilon)
-
-
-@njit
-def _norm_row_backward(i, dy, x, gain, mean, rstd, centred, dx):
-    C = x.shape[1]
-    at, m, r = i * C, splat(mean[i]), splat(rstd[i])
-    sum_g, sum_gn = splat(ZERO), splat(ZERO)
-    for c in range(0, C, LANES):
-        g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
-        n = (load_part(x, at + c, C - c, ZERO) - m) * r
-        sum_g = sum_g + g
-        sum_gn = fma(g, n, sum_gn)
-    mean_g = splat(lane_sum(sum_g) / np.float32(C) if centred else ZERO)
-    minus_mean_gn = splat(-(lane_sum(sum_gn) / np.float32(C)))
-    for c in range(0, C, LANES):
-        g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
-        n = (load_part(x, at + c, C - c, ZERO) - m) * r
-        store_part(dx, at + c, C - c, r * fma(n, minus_mean_gn, g - mean_g))
+def _norm_rows_backward(block, dy, x, gain, mean, rstd, centred, dx):
+    (start, stop), C = _block(block, x), x.shape[1]
+    means_g, means_gn = np.empty(AT_A_TIME, np.float32), np.empty(AT_A_TIME, np.float32)
+    for i in range(start, stop):
+        at, m, r, sum_g, sum_gn = i * C, splat(mean[i]), splat(rstd[i]), splat(ZERO), splat(ZERO)
+        for c in range(0, C, LANES):
+            g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
+            n = (load_part(x, at + c, C - c, ZERO) - m) * r
+            sum_g = sum_g + g
+            sum_gn = fma(g, n, sum_gn)
+        means_g[i - start] = lane_sum(sum_g) / np.float32(C) if centred else ZERO
+        means_gn[i - start] = lane_sum(sum_gn) / np.float32(C)
+    for i in range(start, stop):
+        at, m, r = i * C, splat(mean[i]), splat(rstd[i])
+        mean_g, minus_mean_gn = splat(means_g[i - start]), splat(-means_gn[i - start])
+        for c in range(0, C, LANES):
+            g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
+            n = (load_part(x, at + c, C - c, ZERO) - m) * r
+            store_part(dx, at + c, C - c, r * fma(n, minus_mean_gn, g - mean_g))
 
 
 @njit
