@@ -286,8 +286,8 @@ def examine():
         from tests import golden_coder
         try:
             hashes |= verify.results()
-            packed = matmul.pack(np.ones((3, 4), np.float32))
-            matmul.matmul_packed(np.ones((2, 3), np.float32), packed, np.ones((2, 4), np.float32))
+            panels = matmul.pack(np.ones((3, 4), np.float32))
+            matmul.matmul_packed(np.ones((2, 3), np.float32), panels, np.ones((2, 4), np.float32))
             exhaustive.examine(0)
             hashes |= verify_coder.results()
             baselines.decompress(baselines.compress(b"abab", 2), 4, 2)
