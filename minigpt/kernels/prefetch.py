@@ -2,10 +2,16 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import pointer
+from .lanes import call, pointer
+
+_FLAG = ir.IntType(32)
+
+
+def fetch(builder, address, locality):
+    """Start loading the cache line at an address, to be read: into all caches (locality 3), or not into the first (2)."""
+    call(builder, "llvm.prefetch.p0", [address, _FLAG(0), _FLAG(locality), _FLAG(1)], ir.VoidType())
 
 
 @intrinsic
@@ -13,11 +19,8 @@ def prefetch(typing, array, index):
     """Start loading the cache line of element `index` of a contiguous array, counted flat.  No effect but on speed."""
 
     def generate(context, builder, sig, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        fetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        address = builder.bitcast(pointer(context, builder, sig.args[0], args[0], args[1]), byte)
-        builder.call(fetch, [address, flag(0), flag(3), flag(1)])  # to read, into all caches, data
+        address = pointer(context, builder, sig.args[0], args[0], args[1])
+        fetch(builder, builder.bitcast(address, ir.IntType(8).as_pointer()), 3)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate

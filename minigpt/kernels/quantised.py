@@ -31,19 +31,20 @@ from .lanes import (LANES, ZERO, absolute, broadcast, call, float32x16, fused, l
                     pointer, rint, splat)
 from .linking import linked
 from .matmul import BROAD, FLOAT, LOW, MATRIX, ROWS, WIDTH, behind, cpu, features, panels_of, part_of, triple
+from .prefetch import fetch
 from .threads import get_num_threads, parallel_for
 
 GROUP = 64                          # values that share a scale
 LARGEST, LARGEST_WEIGHT = np.float32(127), np.float32(255)
 SMALLEST = np.float32(2.0 ** -100)    # of a group's largest value: below, where 127 / it could overflow, all are rounded to 0
-# The instruction of the processor that the tile is compiled for, and how many sums of 32 bits it adds to.
-_NAME, _TOGETHER = next(((name, lanes) for here, name, lanes in (
+# The instruction of the processor that we compile for, and how many 32-bit sums it adds to.
+_INSTRUCTION, _SUMS = next(((name, lanes) for here, name, lanes in (
     ("+avx512vnni" in features, "llvm.x86.avx512.vpdpbusd.512", 16),
     ("+avxvnni" in features, "llvm.x86.avx512.vpdpbusd.256", 8),
     ("+avx512bw" in features or "avx512" in cpu, "llvm.x86.avx512.pmaddw.d.512", 16),
     ("+avx2" in features or cpu in ("haswell", "x86-64-v3"), "llvm.x86.avx2.pmadd.wd", 8),
     (triple.startswith("x86_64"), "llvm.x86.sse2.pmadd.wd", 4)) if here), ("", 16))
-_UNSIGNED = "vpdpbusd" in _NAME
+_UNSIGNED = "vpdpbusd" in _INSTRUCTION
 STEP, ITEM = (4, 1) if _UNSIGNED else (2, 2)        # values of a in 4 bytes, and the bytes of one
 STEPS = GROUP // STEP
 OFFSET = 128 if _UNSIGNED else 0                    # of a as stored
@@ -74,19 +75,19 @@ def _dot(builder, total, a, b):
         lanes = ir.Constant(ir.VectorType(_I32, count), [*range(first, first + count)])
         return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
-    ints, pairs = ir.VectorType(_I32, _TOGETHER), ir.VectorType(_I16, 2 * _TOGETHER)
+    ints, pairs = ir.VectorType(_I32, _SUMS), ir.VectorType(_I16, 2 * _SUMS)
     sums = []
-    for first in range(0, LANES, _TOGETHER):
-        x, y, z = part(total, first, _TOGETHER), part(a, first, _TOGETHER), part(b, first * STEP, _TOGETHER * STEP)
+    for first in range(0, LANES, _SUMS):
+        x, y, z = part(total, first, _SUMS), part(a, first, _SUMS), part(b, first * STEP, _SUMS * STEP)
         if _UNSIGNED:
-            sums.append(call(builder, _NAME, [x, y, builder.bitcast(z, ints)], ints))
+            sums.append(call(builder, _INSTRUCTION, [x, y, builder.bitcast(z, ints)], ints))
             continue
         y, z = builder.bitcast(y, pairs), builder.sext(z, pairs)
-        if _NAME:
-            sums.append(builder.add(x, call(builder, _NAME, [y, z], ints)))
+        if _INSTRUCTION:
+            sums.append(builder.add(x, call(builder, _INSTRUCTION, [y, z], ints)))
             continue
         for odd in 0, 1:
-            lanes = ir.Constant(ints, [*range(odd, 2 * _TOGETHER, 2)])
+            lanes = ir.Constant(ints, [*range(odd, 2 * _SUMS, 2)])
             y_lanes, z_lanes = (builder.shuffle_vector(v, ir.Constant(pairs, ir.Undefined), lanes) for v in (y, z))
             x = builder.add(x, builder.mul(builder.sext(y_lanes, ints), builder.sext(z_lanes, ints)))
         sums.append(x)
@@ -140,8 +141,7 @@ def _make_tile(rows, width):
                         address = at(b, b_panel, v * LANES // WIDTH, there, ir.VectorType(_I8, LANES * STEP))
                         b_lanes = load(address, 1)
                         if rows <= LOW:                     # these few wait for b, which is too large for the caches
-                            ahead = behind(builder, address, intp(PREFETCH))
-                            call(builder, "llvm.prefetch.p0", [ahead, _I32(0), _I32(2), _I32(1)], ir.VoidType())    # to L2
+                            fetch(builder, behind(builder, address, intp(PREFETCH)), 2)
                         for r in range(rows):
                             builder.store(_dot(builder, builder.load(totals[r, v]), a_lanes[r], b_lanes), totals[r, v])
                 there = builder.mul(group.index, intp(FLOAT))
