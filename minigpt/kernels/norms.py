@@ -58,7 +58,8 @@ def layer_norm_row(x, i, gain, bias, epsilon, y):
 @njit(cache=True)
 def layer_norm_backward(dy, x, gain, mean, rstd, dx, dgain, dbias):
     """Write dx (N, C); add to dgain (C,) and dbias (C,).  dy, x (N, C); gain (C,); mean, rstd (N,)."""
-    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, True, dx)
+    means = np.empty((2, len(x)), np.float32)
+    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, True, means, dx)
     parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
     parallel_for((x.shape[1] + LANES - 1) // LANES, column_sum, dy, dbias)
 
@@ -101,8 +102,8 @@ def rms_norm_row(x, i, gain, epsilon, y):
 @njit(cache=True)
 def rms_norm_backward(dy, x, gain, rstd, dx, dgain):
     """Write dx (N, C); add to dgain (C,).  dy, x (N, C); gain (C,); rstd (N,)."""
-    mean = np.zeros(len(x), np.float32)
-    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, False, dx)
+    mean, means = np.zeros(len(x), np.float32), np.empty((2, len(x)), np.float32)
+    parallel_for(_blocks(x), _norm_rows_backward, dy, x, gain, mean, rstd, False, means, dx)
     parallel_for((x.shape[1] + LANES - 1) // LANES, _gain_backward, dy, x, mean, rstd, dgain)
 
 
@@ -142,9 +143,8 @@ def _rstd(x, at, C, mean, epsilon):
 
 
 @njit
-def _norm_rows_backward(block, dy, x, gain, mean, rstd, centred, dx):
+def _norm_rows_backward(block, dy, x, gain, mean, rstd, centred, means, dx):
     (start, stop), C = _block(block, x), x.shape[1]
-    means_g, means_gn = np.empty(AT_A_TIME, np.float32), np.empty(AT_A_TIME, np.float32)
     for i in range(start, stop):
         at, m, r, sum_g, sum_gn = i * C, splat(mean[i]), splat(rstd[i]), splat(ZERO), splat(ZERO)
         for c in range(0, C, LANES):
@@ -152,11 +152,11 @@ def _norm_rows_backward(block, dy, x, gain, mean, rstd, centred, dx):
             n = (load_part(x, at + c, C - c, ZERO) - m) * r
             sum_g = sum_g + g
             sum_gn = fma(g, n, sum_gn)
-        means_g[i - start] = lane_sum(sum_g) / np.float32(C) if centred else ZERO
-        means_gn[i - start] = lane_sum(sum_gn) / np.float32(C)
+        means[0, i] = lane_sum(sum_g) / np.float32(C) if centred else ZERO
+        means[1, i] = lane_sum(sum_gn) / np.float32(C)
     for i in range(start, stop):
         at, m, r = i * C, splat(mean[i]), splat(rstd[i])
-        mean_g, minus_mean_gn = splat(means_g[i - start]), splat(-means_gn[i - start])
+        mean_g, minus_mean_gn = splat(means[0, i]), splat(-means[1, i])
         for c in range(0, C, LANES):
             g = load_part(dy, at + c, C - c, ZERO) * load_part(gain, c, C - c, ZERO)
             n = (load_part(x, at + c, C - c, ZERO) - m) * r
