@@ -50,15 +50,13 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from tests import scale
-
 THREADS = 2
 for library in "OMP", "OPENBLAS", "MKL", "NUMBA":
     os.environ[f"{library}_NUM_THREADS"] = str(THREADS)             # before NumPy is loaded
 
 import numpy as np                                                  # noqa: E402
 
-from tests import kinds                                             # noqa: E402
+from tests import kinds, scale                                      # noqa: E402
 
 umath = (np._core if hasattr(np, "_core") else np.core)._multiarray_umath
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2",
