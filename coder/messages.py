@@ -102,7 +102,7 @@ def decompress_messages(messages: Iterable[bytes], model: GPT | Ensemble | None 
             codes[message] = message[body:]
         else:
             texts[message] = message[body:]
-    order = sorted(codes, key=codes.__getitem__)                            # texts that begin alike have codes that do
+    order = sorted(codes, key=codes.__getitem__)         # texts that begin alike have codes that do
     if order:
         texts |= zip(order, _decode(_usable(model), [codes[message] for message in order], [m[0] < LINE for m in order]))
     for message, text in texts.items():

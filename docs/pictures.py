@@ -1,5 +1,5 @@
 """The pictures in README and docs, as SVG files beside this one, with colours for light and dark pages.  Every number in them is
-the model's, and so they are the same on every machine.
+the model's.
 
     python docs/pictures.py                         flow.svg, passage.svg, attention.svg: of the bundled model
     python docs/pictures.py out/model.safetensors   and loss.svg: of a run of train_shakespeare.py
