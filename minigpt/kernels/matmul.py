@@ -15,7 +15,8 @@ schedules whole chains without changing any of them:
       └────┘  ░░
 
 The tiles of HEIGHT rows pass by one panel after the other, so that this block of a stays in the second-level cache while all
-panels of b come from beyond it [Goto and van de Geijn 2008].  Where a is a transpose, the block is packed as well.
+panels of b come from beyond it [Goto and van de Geijn 2008], and each is prefetched while the one before it is multiplied.  Where
+a is a transpose, the block is packed as well.
 
 The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16), otherwise 6 x 16.  Other tiles
 cover the edges: a narrow one the last columns, broad and low ones the last rows.
@@ -32,6 +33,7 @@ from numba.extending import intrinsic
 
 from .lanes import LANES, broadcast, fused, load, named, store
 from .linking import linked
+from .prefetch import fetch
 from .threads import get_num_threads, parallel_for
 
 triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()       # what Numba compiles for
@@ -44,7 +46,7 @@ HEIGHT = 192                 # rows of a block of a, a multiple of the tile heig
 COLUMNS = 1024               # of b are packed at a time: DEPTH * COLUMNS floats are 1.5 MiB
 REUSE = 128                  # columns of b for which it pays to pack a block of a
 FEW_COLUMNS = 4              # so few that are left over are computed as rows of the transpose
-FLOAT = 4                    # bytes
+FLOAT, CACHE_LINE = 4, 64    # bytes
 
 MATRIX = types.Array(types.float32, 2, "A")     # any strides, so that one compilation serves all layouts
 PANELS = types.Array(types.float32, 3, "A")     # (panels, depth, WIDTH), of which only the rows must be contiguous
@@ -106,6 +108,8 @@ def _make_tile(rows, width):
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index,
                                                           v * LANES % WIDTH * FLOAT, vector))) for v in range(vectors)]
+                for line in range(0, width * FLOAT if (rows, width) == (ROWS, WIDTH) else 0, CACHE_LINE):     # of the next panel
+                    fetch(builder, address(behind(builder, b, b_panel), b_step, loop.index, line, ir.IntType(8)), 2)
                 a_column = behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
@@ -256,29 +260,29 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
             origin, tile_row, a_row, a_step = address_of(block, 0), depth * FLOAT, FLOAT, ROWS * FLOAT
         else:
             origin, tile_row, a_row, a_step = address_of(a, i0 * a.strides[0]), a.strides[0], a.strides[0], a.strides[1]
-        for j in range(0, M if whole else 0, WIDTH):
-            right, columns = _after(b, j // WIDTH * b_panel), min(WIDTH, M - j)
-            for i in range(0, whole, ROWS):
-                left, target = _after(origin, i * tile_row), address_of(out, (i0 + i) * out_row + j * FLOAT)
-                if columns == WIDTH:
-                    _tile(left, a_row, a_step, right, b_step, b_panel, target, out_row, depth, accumulate)
-                else:
-                    _load_edge(out[i0 + i:i0 + i + ROWS, j:], edge, accumulate)
-                    target = address_of(edge, 0)
-                    if columns > LANES:
-                        _tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
+        for j0 in range(0, M, BROAD):               # two panels at a time, so that they are still in a cache for the last rows
+            for j in range(j0, min(j0 + BROAD, M) if whole else j0, WIDTH):
+                right, columns = _after(b, j // WIDTH * b_panel), min(WIDTH, M - j)
+                for i in range(0, whole, ROWS):
+                    left, target = _after(origin, i * tile_row), address_of(out, (i0 + i) * out_row + j * FLOAT)
+                    if columns == WIDTH:
+                        _tile(left, a_row, a_step, right, b_step, b_panel, target, out_row, depth, accumulate)
                     else:
-                        _narrow_tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
-                    _store_edge(out[i0 + i:i0 + i + ROWS, j:], edge)
-        for j in range(0, M if whole < height else 0, BROAD):
-            right, columns = _after(b, j // WIDTH * b_panel), min(BROAD, M - j)
+                        _load_edge(out[i0 + i:i0 + i + ROWS, j:], edge, accumulate)
+                        target = address_of(edge, 0)
+                        if columns > LANES:
+                            _tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
+                        else:
+                            _narrow_tile(left, a_row, a_step, right, b_step, b_panel, target, BROAD * FLOAT, depth, accumulate)
+                        _store_edge(out[i0 + i:i0 + i + ROWS, j:], edge)
+            right, columns = _after(b, j0 // WIDTH * b_panel), min(BROAD, M - j0)
             i = whole
             while i < height:
                 rows = LOW if i + LOW <= height and columns > WIDTH else 1
                 left = _after(origin, whole * tile_row + (i - whole) * a_row)
-                target, target_row = address_of(out, (i0 + i) * out_row + j * FLOAT), out_row
+                target, target_row = address_of(out, (i0 + i) * out_row + j0 * FLOAT), out_row
                 if columns % WIDTH:
-                    _load_edge(out[i0 + i:i0 + i + rows, j:], edge, accumulate)
+                    _load_edge(out[i0 + i:i0 + i + rows, j0:], edge, accumulate)
                     target, target_row = address_of(edge, 0), BROAD * FLOAT
                 if rows == LOW:
                     _low_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
@@ -287,7 +291,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
                 else:
                     _short_tile(left, a_row, a_step, right, b_step, b_panel, target, target_row, depth, accumulate)
                 if columns % WIDTH:
-                    _store_edge(out[i0 + i:i0 + i + rows, j:], edge)
+                    _store_edge(out[i0 + i:i0 + i + rows, j0:], edge)
                 i += rows
 
 
