@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .kernels.attention import hold_floats
-from .kernels.decode import ACTIVATIONS, NetworkWeights, step_by_columns, step_by_rows
+from .kernels.attention import HeldFloats, hold_floats
+from .kernels.decode import ACTIVATIONS, NetworkWeights, step
 from .kernels.matmul import WIDTH, matmul_packed, pack, panels_of
-from .kernels.quantised import Quantised, empty, matmul_quantised, quantise
-from .kernels.quantised_attention import HeldIntegers, hold_integers, move_integers
 from .kernels.threads import threads_for
 
 if TYPE_CHECKING:
+    from .kernels.quantised import Quantised
     from .model import GPT
 
 FEW_ROWS, WIDE = 32, 320          # a step of so few rows through a network of so many channels is shared out by columns
@@ -39,7 +38,9 @@ class Cache:
         self.positions, self.vocab_size = c.block_size, c.vocab_size
         self.held, self.position, self.length = 0, 0, length
         self.first, self.sequences = 0, sequences                               # of those that `kept` has
-        hold = hold_integers if model.quantised else hold_floats
+        hold = hold_floats
+        if model.quantised:                         # imported only then: importing these kernels compiles them, for seconds
+            from .kernels.quantised_attention import hold_integers as hold
         self.kept = hold(c.n_layer, sequences, c.kv_heads, length, c.head_size)
 
     def of(self, start: int, stop: int) -> Cache:
@@ -59,7 +60,7 @@ class Cache:
         gaps = np.flatnonzero(order < 0)
         order[gaps] = np.setdiff1d(np.arange(len(order)), staying)
         kept = self.kept
-        if not isinstance(kept, HeldIntegers):
+        if isinstance(kept, HeldFloats):
             kept = kept.keys[..., :self.held], kept.values[..., :self.held, :]
         for array in kept:
             array[:, self.first + gaps] = array[:, self.first + sequences[order[gaps]]]
@@ -91,12 +92,13 @@ class Cache:
         """
         if not (0 <= count and 0 <= spared and spared + count <= self.held):
             raise ValueError(f"the cache holds {self.held} tokens, so {count} after {spared} cannot be dropped")
-        if isinstance(self.kept, HeldIntegers):
-            move_integers(self.kept, spared + count, self.held, spared)
-        else:
+        if isinstance(self.kept, HeldFloats):
             for keys, values in zip(*self.kept):                                # by layers: NumPy copies what overlaps
                 keys[..., spared:self.held - count] = keys[..., spared + count:self.held]
                 values[:, :, spared:self.held - count] = values[:, :, spared + count:self.held]
+        else:
+            from .kernels.quantised_attention import move_integers
+            move_integers(self.kept, spared + count, self.held, spared)
         self.held -= count
 
 
@@ -108,7 +110,7 @@ class FrozenMatrix:
 
     def data(self) -> np.ndarray:
         """A read-only copy of the matrix.  RuntimeError where it was quantised."""
-        if isinstance(self.panels, Quantised):
+        if not isinstance(self.panels, np.ndarray):
             raise RuntimeError("a quantised model does not have its weights any more")
         rows, columns = self.shape
         if self.transposed:
@@ -120,14 +122,17 @@ class FrozenMatrix:
 
     def times(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
         """out = x @ what the panels hold.  Returns out."""
-        return (matmul_quantised if isinstance(self.panels, Quantised) else matmul_packed)(x, self.panels, out)
+        if isinstance(self.panels, np.ndarray):
+            return matmul_packed(x, self.panels, out)
+        from .kernels.quantised import matmul_quantised
+        return matmul_quantised(x, self.panels, out)
 
     def rows(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         """out (N, C) = the rows ids (N,) of a table, whose transpose the panels hold.  Returns out."""
-        if isinstance(self.panels, Quantised):
-            out[...] = self.panels.columns(ids)[:, :out.shape[1]]
-        else:
+        if isinstance(self.panels, np.ndarray):
             out[...] = self.panels[ids // WIDTH, :, ids % WIDTH]
+        else:
+            out[...] = self.panels.columns(ids)[:, :out.shape[1]]
         return out
 
 
@@ -135,9 +140,10 @@ def decode_step(ids: np.ndarray, cache: Cache) -> np.ndarray:
     """Logits (S, V) that follow the tokens ids (S,) int64; the cache, which must have room, receives their keys and values."""
     S, C = len(ids), cache.weights.attention_norm.shape[1]
     logits = np.empty((S, cache.vocab_size), np.float32)
-    step, work = (step_by_columns, 4 * S * C * C) if S <= FEW_ROWS and C >= WIDE else (step_by_rows, S * C * C)
-    with threads_for(work) as threads:
-        step(ids, cache.weights, cache.kept, cache.first, cache.held, cache.position, threads, logits)
+    by_columns = S <= FEW_ROWS and C >= WIDE
+    with threads_for((4 if by_columns else 1) * S * C * C) as threads:
+        down, across = (1, threads) if by_columns else (threads, 1)
+        step(ids, cache.weights, cache.kept, cache.first, cache.held, cache.position, down, across, logits)
     cache.advance(1)
     return logits
 
@@ -148,6 +154,8 @@ def pack_weights(model: GPT, release: bool = False, quantised: bool = False) -> 
     release: the model then has no other copy of its matrices (see GPT.freeze).  quantised: they become integers of 8 bits.
     """
     config, parameters = model.config, model.parameters()
+    if quantised:
+        from .kernels.quantised import Quantised, empty, quantise
     none = np.zeros((0, config.n_embd), np.float32)
 
     def of_blocks(name):

@@ -17,7 +17,7 @@ import pytest
 
 import minigpt.model
 from minigpt.checkpoint import fingerprint
-from minigpt.kernels.decode import step_by_columns
+from minigpt.kernels import decode
 from minigpt.kernels.matmul import matmul
 from minigpt.kernels.threads import MOST_THREADS, get_num_threads, set_num_threads
 from minigpt.layers import Draw
@@ -130,7 +130,7 @@ def test_steps_from_an_empty_cache_have_the_bits_of_the_window(model, ids, logit
 def test_steps_that_share_the_columns_have_the_same_bits(model, ids, logits, tasks, S):
     cache, out = model.new_cache(S), np.empty((T, S, 67), np.float32)
     for t in range(T):
-        step_by_columns(ids[:S, t].astype(np.int64), cache.weights, cache.kept, 0, t, t, tasks, out[t])
+        decode.step(ids[:S, t].astype(np.int64), cache.weights, cache.kept, 0, t, t, 1, tasks, out[t])
     assert same(np.ascontiguousarray(out.swapaxes(0, 1)), logits[:S])
 
 

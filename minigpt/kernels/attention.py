@@ -18,7 +18,6 @@ from numba.extending import overload
 from .lanes import LANES, ONE, ZERO, exp, fma, keep_first, lane_sum, load, load_part, splat, store, store_part
 from .linking import linked
 from .matmul import MATRIX, WIDTH, pack_columns, panels_of, product, product_packed
-from .quantised_attention import HeldIntegers, attend_quantised, put_integers
 from .softmax import softmax_row
 from .threads import parallel_for
 
@@ -174,7 +173,10 @@ def _put(held, n, s, g, place, k, v):
         for d in range(len(k)):
             held.keys[n, s, g, d, place] = k[d]
             held.values[n, s, g, place, d] = v[d]
-    return put_integers if held.instance_class is HeldIntegers else floats
+    if held.instance_class is HeldFloats:
+        return floats
+    from .quantised_attention import put_integers           # here, since importing it compiles it, which training does not need
+    return put_integers
 
 
 @overload(attend_rows)
@@ -186,7 +188,10 @@ def _attend_rows(q, held, n, s, g, count, more, scale, out):
             _attend(q, keys[:, :seen].T, values[:seen], scale, out, unused[0], unused[1])
         else:
             _attend_few(q, keys, values, count, scale, out)
-    return attend_quantised if held.instance_class is HeldIntegers else floats
+    if held.instance_class is HeldFloats:
+        return floats
+    from .quantised_attention import attend_quantised
+    return attend_quantised
 
 
 @njit
@@ -218,7 +223,9 @@ def attend_one(q, k, v, held, n, first, row, g, place, scale, out):
 @njit
 def _group(x, row, g, group, D):
     """The heads (G, D) of group g in a row of x (S, H * D)."""
-    return x[row, g * group * D:(g + 1) * group * D].reshape(group, D)
+    heads = x.reshape(-1, D)
+    first = row * (x.shape[1] // D) + g * group
+    return heads[first:first + group, :]            # of the type that _head returns, so that one compilation serves both
 
 
 @njit

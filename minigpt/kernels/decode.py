@@ -22,13 +22,11 @@ from .attention import attend_one
 from .lanes import LANES, ZERO, load_part, named, store_part
 from .matmul import BROAD, WIDTH, product_packed
 from .norms import layer_norm_row, rms_norm_row
-from .quantised import GROUP, STEP, new_rows, product_quantised, quantise_row
 from .rotary import rotate_row
 from .threads import parallel_for
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "relu2": 2, "swiglu": 3}
 RELU, GELU, _, SWIGLU = ACTIVATIONS.values()
-NO_ACTIVATION = -1
 
 
 class NetworkWeights(NamedTuple):
@@ -74,6 +72,7 @@ class NetworkWeights(NamedTuple):
 
 
 # --- matrices of floats, or of integers ---------------------------------------------------------------------------------
+# The latter are imported where they occur: importing them compiles them, which takes seconds, and most models have none.
 
 def prepare(x, matrix):
     """What `multiply` takes of x (S, K) for this matrix, in panels of floats or Quantised."""
@@ -89,44 +88,64 @@ def element(matrices, k, j):
 
 @overload(prepare)
 def _prepare(x, matrix):
+    if not isinstance(matrix, types.BaseTuple):
+        return named(lambda x, matrix: x, "prepare_floats")
+    from .quantised import new_rows, quantise_row
+
     def integers(x, matrix):
         items, scales = new_rows(x.shape[0], x.shape[1])
         for row in range(len(x)):
             quantise_row(x, row, items, scales)
         return items, scales
-    return integers if isinstance(matrix, types.BaseTuple) else named(lambda x, matrix: x, "prepare_floats")
+    return integers
 
 
 @overload(multiply)
 def _multiply(x, matrix, n, i, rows, j, columns, y):
+    def floats(x, matrix, n, i, rows, j, columns, y):
+        product_packed(x[i:rows, :], matrix[n, j // WIDTH:, :, :], y[i:rows, j:columns], False)
+    if not isinstance(matrix, types.BaseTuple):
+        return floats
+    from .quantised import product_quantised
+
     def integers(x, matrix, n, i, rows, j, columns, y):
         p = j // WIDTH
         product_quantised(x[0][i:rows], x[1][i:rows], matrix.integers[n, p:], matrix.scales[n, p:], matrix.starts[n, p:],
                           y[i:rows, j:columns])
-
-    def floats(x, matrix, n, i, rows, j, columns, y):
-        product_packed(x[i:rows, :], matrix[n, j // WIDTH:, :, :], y[i:rows, j:columns], False)
-    return integers if isinstance(matrix, types.BaseTuple) else floats
+    return integers
 
 
 @overload(element)
 def _element(matrices, k, j):
+    if not isinstance(matrices, types.BaseTuple):
+        return named(lambda matrices, k, j: matrices[0, j // WIDTH, k, j % WIDTH], "element_of_floats")
+    from .quantised import GROUP, STEP
+
     def integers(matrices, k, j):
         p, c, g = j // WIDTH, j % WIDTH, k // GROUP
         return np.float32(matrices.integers[0, p, g, k % GROUP // STEP, c, k % STEP]) * matrices.scales[0, p, g, c]
-    return integers if isinstance(matrices, types.BaseTuple) else named(
-        lambda matrices, k, j: matrices[0, j // WIDTH, k, j % WIDTH], "element_of_floats")
+    return integers
 
 
 # --- a step ---------------------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
-def step_by_columns(ids, weights, held, first, place, position, threads, logits):
+def step(ids, weights, held, first, place, position, down, across, logits):
     """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
 
     weights is a NetworkWeights; held is the cache's, whose sequences these are from number `first` on.  It holds `place` tokens
-    before these, and receives their keys and values.
+    before these, and receives their keys and values.  The rows are shared out among `down` threads; those of a share compute
+    with the matrices' columns shared out among `across`.  One of the two is 1: loops do not nest (see `parallel_for`).
     """
+    parallel_for(down, _step_of_rows, ids, weights, held, first, place, position, down, across, logits)
+
+
+@njit
+def _step_of_rows(share, ids, weights, held, first, place, position, down, threads, logits):
+    i, j = share * len(ids) // down, (share + 1) * len(ids) // down
+    if i == j:
+        return
+    ids, first, logits = ids[i:j], first + i, logits[i:j]
     S, Hkv, w = len(ids), held.keys.shape[2], weights
     query, key, value = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
     projection, contract = (w.projection, w.projection_bias), (w.contract, w.contract_bias)
@@ -148,31 +167,19 @@ def step_by_columns(ids, weights, held, first, place, position, threads, logits)
         parallel_for(threads, _linear_3, prepare(normed, w.query), query, key, value, n, threads, q, k, v)
         parallel_for(S * Hkv, _attend, q, k, v, Hkv, query_norm, key_norm, rotary, n, epsilon, held, first, place, position,
                      scale, attended)
-        parallel_for(threads, _linear, prepare(attended, w.projection), projection, n, NO_ACTIVATION, threads, y)
+        parallel_for(threads, _linear, prepare(attended, w.projection), projection, n, threads, y)
         _add(x, y)
         normed = _norm(x, feed_forward_norm if norm_first else attention_norm, n, epsilon)
         if not norm_first:
             x = normed
         parallel_for(threads, _expand, prepare(normed, w.expand), gate, expand, n, activation, threads, gates, hidden)
-        parallel_for(threads, _linear, prepare(hidden, w.contract), contract, n, NO_ACTIVATION, threads, y)
+        parallel_for(threads, _linear, prepare(hidden, w.contract), contract, n, threads, y)
         _add(x, y)
         if not norm_first:
             x = _norm(x, feed_forward_norm, n, epsilon)
-    normed = _norm(x, (w.last_norm, w.last_norm_bias), 0, epsilon)
-    parallel_for(threads, _linear, prepare(normed, head), (head, w.head_bias), 0, NO_ACTIVATION, threads, logits)
-
-
-@njit(cache=True)
-def step_by_rows(ids, weights, held, first, place, position, threads, logits):
-    """As `step_by_columns`, which is then left to one thread for each share of the rows."""
-    parallel_for(threads, _step_of_rows, ids, weights, held, first, place, position, threads, logits)
-
-
-@njit
-def _step_of_rows(task, ids, weights, held, first, place, position, threads, logits):
-    i, j = task * len(ids) // threads, (task + 1) * len(ids) // threads
-    if i < j:
-        step_by_columns(ids[i:j], weights, held, first + i, place, position, 1, logits[i:j])
+    first_of_one = np.int64(0)              # for a literal, Numba would compile these functions once more
+    normed = _norm(x, (w.last_norm, w.last_norm_bias), first_of_one, epsilon)
+    parallel_for(threads, _linear, prepare(normed, head), (head, w.head_bias), first_of_one, threads, logits)
 
 
 @njit
@@ -203,37 +210,36 @@ def _columns(task, x, matrices, n, threads, y):
 
 
 @njit
-def _linear(task, x, layer, n, activation, threads, y):
-    """A task's share of y = activation(x @ weight + bias); layer is (packed weights, biases), of which it takes number n.
+def _linear(task, x, layer, n, threads, y):
+    """A task's share of y = x @ weight + bias; layer is (packed weights, biases), of which it takes number n.
     Returns what `_columns` returns."""
     weights, biases = layer
     i, rows, j, columns = _columns(task, x, weights, n, threads, y)
     for row in range(i, rows):
         _add_bias(y, row, j, columns, biases, n)
-        if activation != NO_ACTIVATION:
-            _activate(y, row, j, columns, activation)
     return i, rows, j, columns
 
 
 @njit
 def _expand(task, x, gate, expand, n, activation, threads, gates, y):
     """A task's share of the hidden channels y; gates has the shape of y where the activation is SWIGLU."""
-    if activation != SWIGLU:
-        _linear(task, x, expand, n, activation, threads, y)
-        return
-    _linear(task, x, gate, n, NO_ACTIVATION, threads, gates)
-    i, rows, start, stop = _linear(task, x, expand, n, NO_ACTIVATION, threads, y)
+    i, rows, start, stop = _linear(task, x, expand, n, threads, y)
+    if activation == SWIGLU:
+        _linear(task, x, gate, n, threads, gates)
     for row in range(i, rows):
-        for j in range(start, stop, LANES):
-            at, count = row * y.shape[1] + j, stop - j
-            store_part(y, at, count, swiglu(load_part(gates, at, count, ZERO), load_part(y, at, count, ZERO)))
+        if activation == SWIGLU:
+            for j in range(start, stop, LANES):
+                at, count = row * y.shape[1] + j, stop - j
+                store_part(y, at, count, swiglu(load_part(gates, at, count, ZERO), load_part(y, at, count, ZERO)))
+        else:
+            _activate(y, row, start, stop, activation)
 
 
 @njit
 def _linear_3(task, x, query, key, value, n, threads, q, k, v):
-    _linear(task, x, query, n, NO_ACTIVATION, threads, q)
-    _linear(task, x, key, n, NO_ACTIVATION, threads, k)
-    _linear(task, x, value, n, NO_ACTIVATION, threads, v)
+    _linear(task, x, query, n, threads, q)
+    _linear(task, x, key, n, threads, k)
+    _linear(task, x, value, n, threads, v)
 
 
 @njit
@@ -279,7 +285,7 @@ def _norm_and_rotate(x, pair, Hkv, D, norm, rotary, position, n, epsilon):
 @njit
 def _rotate_row(rows, row, cosine, sine, position):
     if len(cosine):
-        rotate_row(rows, row, cosine, sine, position, 1, rows)
+        rotate_row(rows, row, cosine, sine, position, np.int64(1), rows)
 
 
 @njit

@@ -15,8 +15,8 @@ schedules whole chains without changing any of them:
       └────┘  ░░
 
 The tiles of HEIGHT rows pass by one panel after the other, so that this block of a stays in the second-level cache while all
-panels of b come from beyond it [Goto and van de Geijn 2008], and each is prefetched while the one before it is multiplied.  Where
-a is a transpose, the block is packed as well.
+panels of b come from beyond it, each prefetched while the one before it is multiplied [Goto and van de Geijn 2008].  Where a
+is a transpose, the block is packed as well.
 
 The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16), otherwise 6 x 16.  Other tiles
 cover the edges: a narrow one the last columns, broad and low ones the last rows.
@@ -108,8 +108,8 @@ def _make_tile(rows, width):
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index,
                                                           v * LANES % WIDTH * FLOAT, vector))) for v in range(vectors)]
-                for line in range(0, width * FLOAT if (rows, width) == (ROWS, WIDTH) else 0, CACHE_LINE):     # of the next panel
-                    fetch(builder, address(behind(builder, b, b_panel), b_step, loop.index, line, ir.IntType(8)), 2)
+                for line in range(0, width * FLOAT if (rows, width) == (ROWS, WIDTH) else 0, CACHE_LINE):
+                    fetch(builder, address(behind(builder, b, b_panel), b_step, loop.index, line, ir.IntType(8)), 2)   # the next
                 a_column = behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]

@@ -289,7 +289,9 @@ def product_quantised(items, a_scales, integers, scales, starts, out):
                     _row_tile(a, a_row, a_scale, a_scales_row, b, b_panel, b_scales, b_starts, panel, target, row, groups,
                               STEPS)
                 if not inside:
-                    out[i:i + rows, j:] = edge[:rows, :columns]
+                    for r in range(rows):                           # element by element: assigning slices takes 3 s to compile
+                        for c in range(columns):
+                            out[i + r, j + c] = edge[r, c]
                 i += rows
 
 
