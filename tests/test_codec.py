@@ -305,7 +305,7 @@ def test_every_version_of_every_mode_has_a_golden_code():
     assert golden == {f"{mode} {version}" for mode in CODED for version in MODES[mode].versions}
 
 
-@pytest.mark.parametrize("mode", PREDICTING)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.slow] * (mode == "scratch")) for mode in PREDICTING])
 def test_a_mode_is_what_the_table_says(mode):
     """Its predictor learns if it is adaptive, and starts from the trained model if it needs one."""
     predictor = make_predictor(mode, 1500, taught())
@@ -372,7 +372,8 @@ def test_a_code_that_does_not_come_back_is_an_error(monkeypatch):
         dict(verify.results())
 
 
-@pytest.mark.parametrize("size", [1100, *(pytest.param(size, marks=pytest.mark.slow) for size in (3000, 20000))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1100, 3000, 20000])
 def test_the_rates_of_scratch_fall_but_not_to_nothing(size):
     predictor = scratch(size)
     encode_block(predictor, (LICENSE * 30)[:size])

@@ -136,6 +136,7 @@ def test_a_flip_is_one_bit():
     assert avalanche.flip(flipped, 1001) == TEXT
 
 
+@pytest.mark.slow
 def test_one_wrong_bit_is_one_byte_of_a_text_and_all_of_what_follows_in_a_code(small, capsys):
     results = avalanche.run(small, size=2300, flips=3, block_bits=10)
     assert (results["the text itself"].sum(1) == 2299).all()

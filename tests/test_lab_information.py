@@ -92,6 +92,7 @@ def test_chance_does_not_save_more_than_the_bound():
             assert np.mean(savings >= k) <= bound + 3 * np.sqrt(bound / len(savings))
 
 
+@pytest.mark.slow
 def test_granger_finds_the_same_direction():
     """statsmodels' test on the numbers and the code of eight levels agree; but a weak dependence is lost on the code."""
     granger = pytest.importorskip("statsmodels.tsa.stattools").grangercausalitytests

@@ -82,6 +82,7 @@ def test_a_prequential_code_is_the_sum_of_the_codes_of_its_windows_each_with_the
     assert bits[0] / 8 - 1 < len(code) < bits[0] / 8 + 1.1 and bits[0] < 0.9 * bits[1]
 
 
+@pytest.mark.slow
 def test_two_part_codes_of_a_small_text(small, capsys):
     codes, alone = twopart.run(small, size=1500, steps=(0, 30))
     assert codes[0] == (0, 0, 0, 1500) and len(codes) == 1 + 2 * 2
@@ -130,6 +131,7 @@ def test_a_small_text_is_learned_by_heart_and_new_text_gets_worse():
     assert run.training == scaling.nats(model, piece) and run.held_out == scaling.nats(model, noise)
 
 
+@pytest.mark.slow
 def test_scaling_of_a_small_text(small, capsys):
     results = scaling.run(small, widths=(8, 16), amounts=(1024, 4096), steps=20)
     assert [r.amount for r in results["runs"]] == [1024, 4096, 1024, 4096]

@@ -139,6 +139,7 @@ def test_another_model_is_found_out():
                 coder.decompress_message(message, taught(seed=2))
 
 
+@pytest.mark.slow
 def test_a_text_has_a_largest_size_whatever_a_code_says():
     model = GPT(replace(TINY, head_bias=True))
     model.head.bias.data[ord("a")] = 30                                     # 2^14 of them cost a bit or two
