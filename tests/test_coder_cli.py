@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from coder import __main__ as command_line
-from coder import codec, models, packed
+from coder import codec, engines, models, packed
 from coder import predictor as predictors
 from coder.compressor import compress
 from coder.container import read
@@ -36,12 +36,14 @@ modes = pytest.mark.parametrize("mode", ["static", "online", "scratch", "fast"])
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
-    """A folder with a text in it, and, elsewhere, a bundled model that reads English; signals as in a terminal."""
+    """A folder with a text in it, and, elsewhere, a bundled model that reads English; signals as in a terminal; one process, as
+    test_engines.py has several."""
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(predictors, "SCRATCH", TINY)
     monkeypatch.setattr(models, "BUNDLED", save(tmp_path / "bundled", taught()))
+    monkeypatch.setattr(engines, "cores", lambda: 1)
     Path("text").write_bytes(LICENSE)
     Path("out").mkdir()
     before = {name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -445,8 +447,8 @@ def test_a_file_is_cut_into_segments_of_the_size_asked_for(capsys):
 
 @pytest.mark.parametrize("text, start, stop", [("500:600", 500, 600), (":3", 0, 3), ("1000:", 1000, None), (":", 0, None)])
 def test_a_range_of_the_original_is_written(text, start, stop, pipe):
-    coder("compress", "text", "--segment", "300", "--mode", "fast", "--workers", "1")
-    coder("decompress", "text.mgz", "--range", text, "-o", "part", "--workers", "1")
+    coder("compress", "text", "--segment", "300", "--mode", "fast")
+    coder("decompress", "text.mgz", "--range", text, "-o", "part")
     assert Path("part").read_bytes() == LICENSE[start:stop]
     assert pipe(Path("text.mgz").read_bytes(), "decompress", "-", "--range", text) == LICENSE[start:stop]
 
