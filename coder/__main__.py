@@ -24,7 +24,7 @@ from minigpt.ensemble import combine
 from minigpt.exits import one_sentence
 from minigpt.files import replacing, write_atomically
 
-from . import engines, models, packed, verify
+from . import engines, models, packed
 from .archive import Here, Totals, compress, decompress, members, read_index
 from .container import CODED, INDEX, LARGEST_SEGMENT, MODEL, MODES, NAMES, CoderError, read
 from .protected import describe, mended, parity_size, protecting, repaired
@@ -295,6 +295,7 @@ def run_walk(options):
 
 
 def run_verify(options):
+    from . import verify                    # which imports, and compiles, every kernel
     sys.exit(verify.main(options.json))
 
 

@@ -9,7 +9,7 @@ try:
     import os
     from pathlib import Path
 
-    from . import __version__, exhaustive, verify
+    from . import __version__
     from .checkpoint import CheckpointError, load_checkpoint
     from .exits import one_sentence
     from .pretrained import PretrainedError, load
@@ -56,6 +56,7 @@ def run(arguments):
     options = parser.parse_args(arguments)
     try:
         if options.command == "verify":
+            from . import exhaustive, verify                # which import, and compile, every kernel
             if options.exhaustive:
                 sys.exit(not exhaustive.report())
             sys.exit(not verify.report(verify.results(), verify.EXPECTED, options.json))
