@@ -24,11 +24,11 @@ FOLDER = Path(__file__).parent
 
 
 class LabError(Exception):
-    """An experiment cannot be run.  The message is one sentence for a person."""
+    """An experiment cannot be run.  The message is one sentence for the user."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command line (default: that of the process).  SystemExit with one sentence where something is wrong."""
+    """Run a command line (default: that of the process).  SystemExit with one sentence if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m coder.lab", description="Experiments: what the theory claims about "
                                      "models, codes and information, measured in bytes. docs/LAB.md is their reading order.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment to run (default: list them)")
@@ -56,10 +56,10 @@ def experiments() -> dict[str, str]:
 
 
 def run_experiment(name: str, data: str | None = None, plot: str | None = None) -> None:
-    """Run the experiment of that name, and draw it to the file `plot`.  LabError where that cannot be."""
+    """Run the experiment of that name, and draw it to the file `plot`.  LabError if that is not possible."""
     if name not in experiments():
         raise LabError(f"there is no experiment {name!r}: choose one of {', '.join(experiments())}")
-    figure = new_figure(Path(plot)) if plot else None           # before the work, so that it is not in vain
+    figure = new_figure(Path(plot)) if plot else None           # first, so that no work is lost to a bad path
     module = importlib.import_module(f"{__package__}.{name}")
     if data and "data" not in inspect.signature(module.run).parameters:
         raise LabError(f"the experiment {name} uses no text: leave out --data")
@@ -80,7 +80,7 @@ def run_experiment(name: str, data: str | None = None, plot: str | None = None) 
 
 
 def new_figure(path: Path):
-    """A matplotlib Figure that can be saved in `path`.  LabError where it cannot, or matplotlib is not installed."""
+    """A matplotlib Figure that can be saved to `path`.  LabError if it cannot, or if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

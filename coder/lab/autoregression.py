@@ -1,6 +1,6 @@
 """13. Attention is a nonlinear, time-varying vector autoregression.
 
-With x_j the normalised input at place j, W_h = Wv_h Wo_h (C, C) for head h, and A_h(x) the softmax of the scores (T, T),
+With x_j the normalised input at position j, W_h = Wv_h Wo_h (C, C) for head h, and A_h(x) the softmax of the scores (T, T),
     out_i = sum_h sum_j<=i  A_h,ij(x)  x_j W_h  (+ a constant where there are biases):
 an autoregression of a vector on its past, whose coefficients the window itself sets.  Here A is read from a trained model, the
 sum compared with the layer, and A then frozen at its mean over other windows: what is left is linear, with constant
@@ -18,7 +18,7 @@ BITS = np.log2(np.e)
 
 
 def coefficients(attention, T: int) -> np.ndarray:
-    """A (H, T, T), float64, of the one window that went through the layer last: row i weighs the places j <= i."""
+    """A (H, T, T), float64, of the single window that last went through the layer: row i weights the positions j <= i."""
     q, k = (np.asarray(y, np.float64).reshape(T, -1, attention.head_size).transpose(1, 0, 2)
             for y in (attention.q, attention.k))
     k = np.repeat(k, len(q) // len(k), axis=0)
@@ -31,7 +31,7 @@ def autoregression(attention, A: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The sum above (T, C) for x (T, C), in float64."""
     D, out = attention.head_size, 0.0
     values, weight = attention.value, attention.projection.weight.data.astype(np.float64)
-    group = len(A) * D // values.weight.shape[1]                # heads that share their values
+    group = len(A) * D // values.weight.shape[1]                # heads that share a value head
     for h in range(len(A)):
         of_values = slice(h // group * D, h // group * D + D)
         constant = 0 if values.bias is None else values.bias.data[of_values]
@@ -59,7 +59,7 @@ def forward(model: GPT, ids: np.ndarray, frozen: dict[int, np.ndarray], seen=Non
 
 
 def run(data=None, count: int = 24, learned: int = 48) -> np.ndarray:
-    """Returns the norms of the coefficients (n_layer, T, T) for the first held-out window: mean over heads of A."""
+    """Returns the coefficients (n_layer, 64, 64) for the first 64 held-out bytes: the mean of A over the heads."""
     seen, held_out = text(data, least=count * 256 + 1)
     model = bundled().members[0]
     T, layers, heads = model.config.block_size, model.config.n_layer, model.config.n_head

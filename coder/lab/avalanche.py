@@ -1,6 +1,6 @@
 """3. The avalanche: one wrong bit in a text, in gzip's file and in ours, and what checksums and parity make of it.
 
-A compressed file says only what does not follow from what came before, so behind a wrong bit everything is read in the light
+A compressed file stores only what does not follow from what came before, so after a wrong bit everything is read in the light
 of a wrong past.  "Checks off" is the code alone, without header and checksums.
 """
 
@@ -22,7 +22,7 @@ from . import material
 from .channel import PARITY, PROTECTED, channel, flip, print_channel
 
 SIZE, FLIPS, BLOCK_BITS = 8192, 6, 12
-BEFORE, BEHIND, REST = 24, 72, 512                      # bytes: shown around the first wrong one, and those whose cost is
+BEFORE, BEHIND, REST = 24, 72, 512                      # bytes shown before and after the error; bytes whose cost is shown
 
 
 class Damaged(NamedTuple):
@@ -34,7 +34,7 @@ class Method(NamedTuple):
     name: str
     file: bytes
     decode: Callable        # bytes -> Damaged
-    order: np.ndarray       # the places of the text in the order in which they are coded
+    order: np.ndarray       # (size,): the positions of the text in the order in which they are coded
 
 
 def methods(text: bytes, model, block_bits: int = BLOCK_BITS) -> list[Method]:
@@ -53,7 +53,7 @@ def methods(text: bytes, model, block_bits: int = BLOCK_BITS) -> list[Method]:
             refused = True
         return Damaged(data[:size].ljust(size, b"\0"), refused)
 
-    def unchecked(mode):                                # with zeros behind it, no code is too short
+    def unchecked(mode):                                # zeros appended, so that no code is too short
         return lambda code: Damaged(codec.decode_block(make_predictor(mode, size, model), code + bytes(size), size), False)
 
     def checked(decoder):
@@ -92,7 +92,7 @@ def methods(text: bytes, model, block_bits: int = BLOCK_BITS) -> list[Method]:
 
 
 def all_flips(method: Method, text: bytes) -> tuple[int, int]:
-    """Of all files with one wrong bit: how many are not refused, and how many of these decode to another text."""
+    """Of all files with one wrong bit, how many are not refused, and how many of these decode to another text."""
     answers = [method.decode(flip(method.file, bit)) for bit in range(8 * len(method.file))]
     return sum(not answer.refused for answer in answers), sum(answer.data != text for answer in answers if not answer.refused)
 

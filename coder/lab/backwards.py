@@ -1,7 +1,7 @@
 """4. The compressor run backwards is the generator: random bits, decoded, are text in the model's style.
 
-In a good code hardly any bits are wasted, so nearly every sequence of bits is the code of something likely.  To decode random
-bits is to sample from the model, and to encode the sample gives the bits back [cf. Cover and Thomas 2006, 5.11].
+A good code wastes hardly any bits, so nearly every sequence of bits is the code of something likely.  To decode random bits is
+to sample from the model, and to encode the sample gives the bits back [cf. Cover and Thomas 2006, 5.11].
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from . import material
 
 BYTES = 48                      # random ones
 PRIMER = 2 ** 17                # bytes
-PASSAGES, PROMPT, PASSAGE = 3, 64, 192      # of each text; bytes that are given, and that follow
-MOST = 2 ** 13                  # bytes of a text
-TAIL = b"\x80"                  # behind the random bytes: the middle of all that may follow them
+PASSAGES, PROMPT, PASSAGE = 3, 64, 192      # passages of each text; bytes that are given, and bytes that follow
+MOST = 2 ** 13                  # bytes of a text, at most
+TAIL = b"\x80"                  # after the random bytes: the middle of all that may follow them
 
 
 class Coder(NamedTuple):
@@ -37,10 +37,10 @@ class Sample(NamedTuple):
 
 
 def text_of(code: bytes, coder: Coder) -> bytes:
-    """The text that says `code` and hardly more: what the coder decodes from it, as long as its own code begins with `code`.
+    """The text that the coder decodes from `code`, just long enough that its own code begins with `code`.
 
-    The text decoded from code + TAIL has an interval around that number.  Once it is shorter than 2^-(8 * len(code) + 1),
-    every number in it begins with `code`, and so does the text's own code.
+    The text decoded from code + TAIL has an interval around that number.  Once this is shorter than 2^-(8 * len(code) + 1),
+    every number in it begins with `code`, and so does the text's own code.  CoderError if that takes more than MOST bytes.
     """
     size = 8 * len(code)
     while not coder.encode(text := coder.decode(code + TAIL + bytes(size), size)).startswith(code):
@@ -55,7 +55,7 @@ def text_of(code: bytes, coder: Coder) -> bytes:
 
 
 def equal_bits(a: bytes, b: bytes) -> int:
-    """How many leading bits of a are those of b, which is taken to go on with zeros."""
+    """How many leading bits of a equal those of b, which is padded with zeros."""
     b = b[:len(a)].ljust(len(a), b"\0")
     different = np.flatnonzero(np.unpackbits(np.frombuffer(a, np.uint8)) != np.unpackbits(np.frombuffer(b, np.uint8)))
     return int(different[0]) if different.size else 8 * len(a)
@@ -73,7 +73,7 @@ def coders(model, seen: bytes) -> dict[str, Coder]:
 
 
 def tokens_of(code: bytes, model: tokens.TokenModel) -> bytes:
-    """The text of the tokens that the model decodes from `code`, until all of its bytes are used."""
+    """The text of the tokens that the model decodes from `code`, until it has used all of its bytes."""
     stream, ids, text = np.frombuffer(code + TAIL, np.uint8), np.full(1, model.tokenizer.vocab_size, np.int64), b""
     context, state = tokens.Context(model.model, 1), start_decoding(stream)
     while state[POSITION] < len(code) + REGISTER:
@@ -83,8 +83,8 @@ def tokens_of(code: bytes, model: tokens.TokenModel) -> bytes:
 
 
 def recite(model, text: bytes, at: int) -> tuple[float, int, int, bool]:
-    """Of the passage in text behind the PROMPT bytes at `at`: its bits after them, how many bytes of it the likeliest
-    continuation gets right before the first wrong one, how many bytes its code alone has, and whether it decodes."""
+    """For the passage after the PROMPT bytes at text[at]: its cost in bits given these, how many of its bytes the likeliest
+    continuation gets right before the first error, the bytes of its code by itself, and whether that decodes."""
     prompt, passage = text[at:at + PROMPT], text[at + PROMPT:at + PROMPT + PASSAGE]
     bits = -np.log2(material.probabilities(model, prompt + passage)[PROMPT:]).sum()
     likeliest = material.frequencies(model, prompt + passage)[PROMPT:].argmax(1)        # after what is right so far
@@ -95,7 +95,7 @@ def recite(model, text: bytes, at: int) -> tuple[float, int, int, bool]:
 
 
 def run(data: str | None = None, size: int = BYTES, passages: int = PASSAGES) -> tuple[dict[str, Sample], list[tuple]]:
-    """Print texts made of `size` random bytes, and how passages are recited."""
+    """Print the texts that `size` random bytes decode to, and how passages are recited."""
     seen, held_out = material.text(data, least=PROMPT + PASSAGE)
     model, smollm2 = material.bundled(), material.smollm2()
     code, samples = rng.words(3, "backwards", 0, size).astype(np.uint8).tobytes(), {}
@@ -130,7 +130,7 @@ tokens that its tokenizer would not choose for their bytes; that text has anothe
 
 
 def plot(figure, results):
-    """How long a text each predictor makes of the same bits."""
+    """The length of the text that each predictor makes of the same bits."""
     samples, _ = results
     axes = figure.subplots()
     axes.barh(list(samples), [len(sample.text) for sample in samples.values()])

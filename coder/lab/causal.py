@@ -1,8 +1,8 @@
-"""Two sequences of equal pace through the range coder, each with or without the other's past: real codes, with a decoder.
+"""Two sequences in step through the range coder, each with or without the other's past: real codes, with a decoder.
 
-At each time t comes x_t, then y_t.  A coder that knows the other sequence sees of it what came before, and no more, unless it
-is to know it ahead of time.  It is a Bayesian mixture of experts: one knows its own sequence's past alone; the others know,
-first, the symbol of the other sequence at one lag each, then further symbols of both in turn.  The first one has half of the
+At each time t comes x_t, then y_t.  A coder that knows the other sequence sees only what came before of it, unless it is
+allowed to look ahead.  It is a Bayesian mixture of experts: one knows its own sequence's past alone; each of the others starts
+from the other sequence's symbol at a lag of its own, and adds further symbols of both in turn.  The first one has half of the
 prior, so that knowing the other sequence never costs more than a bit.
 
 An expert weights the contexts of all depths up to DEPTH, as context-tree weighting does, bit by bit [Willems, Shtarkov and
@@ -22,8 +22,8 @@ from ..range_coder import decode_symbol, decode_target, encode_symbol, finish_en
 
 DEPTH = 6                       # symbols in a context
 LAGS = 8                        # for y_t x_t .. x_(t-7), for x_t y_(t-1) .. y_(t-8)
-AHEAD = 4                       # more of them, where the other sequence is known ahead of time: x_(t+4) is the first
-TOTAL = 2 ** 24                 # of the frequencies of a bit
+AHEAD = 4                       # more lags, where the other sequence is known ahead of time: x_(t+4) is the first
+TOTAL = 2 ** 24                 # the sum of a bit's two frequencies
 MOST_SLOTS = 21                 # bits: of the first expert's table, and of the others'; nodes that share a slot predict worse
 RATIO, WEIGHT = 2.0 ** 60, 2.0 ** -200          # bounds, so that an expert can come back
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -33,9 +33,8 @@ def encode(streams: np.ndarray, widths: tuple[int, int], coded: tuple[int, ...] 
            ahead: bool = False) -> tuple[bytes, np.ndarray]:
     """The code (bytes) of the sequences `coded` out of streams (2, n), x and y, and what each symbol costs: bits (2, n).
 
-    widths: bits to a symbol, of x and of y.  knowing: with the other sequence's past; ahead: and its future, of a
-    sequence that is not coded itself.  ValueError where a symbol does not fit its width, or what is coded is to be known
-    ahead.
+    widths: bits per symbol, of x and of y.  knowing: given the other sequence's past; ahead: and its future, if that
+    sequence is not coded itself.  ValueError where a symbol does not fit its width, or with `ahead` where both are coded.
     """
     streams = np.array(streams, np.int64)
     for stream, width in zip(streams, widths):
@@ -47,7 +46,7 @@ def encode(streams: np.ndarray, widths: tuple[int, int], coded: tuple[int, ...] 
 
 def decode(code: bytes, streams: np.ndarray, widths: tuple[int, int], coded: tuple[int, ...] = (1,), knowing: bool = True,
            ahead: bool = False) -> np.ndarray:
-    """streams (2, n) as `encode` got them; here, what is in those that are coded does not matter."""
+    """The streams (2, n) that were encoded.  In the argument, the coded ones may hold anything."""
     streams = np.array(streams, np.int64)
     streams[list(coded)] = -2                       # no symbol: what has not been decoded cannot be read
     _run(streams, widths, coded, knowing, ahead, np.array(bytearray(code), np.uint8), True)

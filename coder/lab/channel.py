@@ -1,7 +1,7 @@
-"""Errors on the way, for the experiment `avalanche`: one wrong bit, and a binary symmetric channel.
+"""Transmission errors, for the experiment `avalanche`: one wrong bit, and a binary symmetric channel.
 
-On that channel each bit is wrong with probability p, whatever the others are.  No code carries more than 1 - H(p) bits in a
-bit that is sent, and long ones come as near to it as one likes [Shannon 1948].  Parity is no such code: it is made for bursts.
+On that channel each bit is flipped with probability p, independently of the others.  No code carries more than 1 - H(p) bits
+per bit sent, and long ones come as close to that as one likes [Shannon 1948].  Parity is no such code: it is made for bursts.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ STEPS = 44                              # p goes up from 2^(-STEPS / 2)
 
 class Sent(NamedTuple):
     percent: float          # of parity
-    rate: float             # bits of the file in each bit that is sent
-    mended: float           # the largest p at which it arrived RUNS times of RUNS, and at all smaller ones; 0 if there is none
+    rate: float             # bits of the file per bit sent
+    mended: float           # the largest p tried at which, as at all smaller ones, all of RUNS arrived; 0 if there is none
     limit: float            # the p at which the capacity is the rate: no code of this rate arrives beyond
 
 
@@ -35,7 +35,7 @@ def flip(file: bytes, bit: int) -> bytes:
 
 
 def capacity(p: float) -> float:
-    """Bits that the binary symmetric channel can carry in each bit that is sent."""
+    """Bits that the binary symmetric channel can carry per bit sent."""
     return 1 - entropy(p)
 
 
@@ -46,7 +46,7 @@ def send(file: bytes, p: float, run: int) -> bytes:
 
 
 def channel(file: bytes) -> list[Sent]:
-    """What becomes of a file, with each of PARITIES, on channels that are worse and worse."""
+    """How a file fares, with each of PARITIES, on worse and worse channels."""
     def arrives(sent, p, run):
         try:
             received = send(sent, p, run)

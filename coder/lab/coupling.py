@@ -31,7 +31,7 @@ def gradient(C1: np.ndarray, C2: np.ndarray, T: np.ndarray) -> np.ndarray:
 
 
 def sinkhorn(M: np.ndarray, epsilon: float, rounds: int = 500, tolerance: float = 1e-12) -> np.ndarray:
-    """The coupling T of least <M, T> - epsilon * entropy(T), with uniform margins.  [Cuturi 2013], in logarithms."""
+    """The coupling T (n, m) of least <M, T> - epsilon * entropy(T), with uniform marginals.  [Cuturi 2013], in logarithms."""
     n, m = M.shape
     f, g = np.zeros(n), np.zeros(m)
 
@@ -86,7 +86,7 @@ def assignment(M: np.ndarray) -> np.ndarray:
 # conditional gradient goes all the way to one [Maron and Lipman 2018].  The start is Memoli's third lower bound: the distances
 # of point i, sorted, beside those of point j, which neither rotation nor renaming changes.
 def lower_bound(C1: np.ndarray, C2: np.ndarray) -> tuple[float, np.ndarray]:
-    """A number that GW cannot be below, for n = m, and the permutation that attains it."""
+    """A lower bound of GW, for n = m, and the permutation that attains that bound."""
     M = ((np.sort(C1, 1)[:, None] - np.sort(C2, 1)) ** 2).mean(2)
     j = assignment(M)
     return float(M[np.arange(len(M)), j].mean()), j
@@ -109,7 +109,7 @@ def align(C1: np.ndarray, C2: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def exact(C1: np.ndarray, C2: np.ndarray) -> tuple[float, np.ndarray]:
-    """(cost, permutation): the least of all n! permutations, for n up to 8."""
+    """(cost, permutation): the best of all n! permutations.  ValueError for n > 8."""
     if len(C1) > 8:
         raise ValueError(f"{len(C1)} points have too many permutations: at most 8")
     every = np.array(list(permutations(range(len(C1)))))

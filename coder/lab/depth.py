@@ -1,8 +1,8 @@
 """14. The bits, block by block: how the code length of a text falls with depth.
 
 After each block the residual stream goes through the network's own last norm and head, as if it ended there (the "logit lens"
-[nostalgebraist 2020]).  That head was trained for the last block alone; beside it stands a norm and head trained anew for each
-depth, on the text that the model has learned from ("probes" [Alain and Bengio 2016]).
+[nostalgebraist 2020]).  That head was trained for the last block alone; it is compared with a norm and head trained anew for
+each depth, on the text that the model has learned from ("probes" [Alain and Bengio 2016]).
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ BITS = np.log2(np.e)
 
 
 class Probe(Layer):
-    """A norm and a head, at first those of the model."""
+    """A norm and a head, which start as those of the model."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -29,11 +29,11 @@ class Probe(Layer):
         self.norm.gain.data[...], self.head.weight.data[...] = model.norm.gain.data, model.head.weight.data
 
     def loss(self, x: np.ndarray, targets: np.ndarray) -> float:
-        """Mean nats of targets (N,) after the states x (N, C)."""
+        """Mean loss in nats of targets (N,), predicted from the states x (N, C)."""
         return self._loss.forward(self.head.forward(self.norm.forward(x)), targets)
 
     def learn(self, x: np.ndarray, targets: np.ndarray, batch: int = 1024, rounds: int = 3) -> None:
-        """Adam on (N, C) states and their targets, in the order in which they come."""
+        """Train with Adam on states x (N, C) and targets (N,), in the order in which they come."""
         steps = [(r, i) for r in range(rounds) for i in range(0, len(x) - batch + 1, batch)]
         optimizer = Optimizer(self, OptimizerConfig("adamw", learning_rate=3e-3, weight_decay=0.0, warmup=5), len(steps))
         for _, i in steps:

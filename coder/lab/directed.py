@@ -2,7 +2,7 @@
 
 How much of Y does X explain?  I(X to Y) = L(Y) - L(Y || X): two code lengths of real decoders, of which the second knows X,
 but of X only what came before (causal.py).  With the delayed I(Y to X) it adds up to the mutual information [Massey, Massey
-2005]. And it is a test: where Y does follow the distribution of the first coder, whatever X is,
+2005].  And it is a test: if Y does follow the distribution of the first coder, whatever X is,
     P(L(Y) - L(Y || X) >= k bits) <= 2^-k,
 since the mean of 2^saving is at most 1 (no hypercompression [Cover and Thomas 2006]): 2^saving is an e-value.
 """
@@ -77,7 +77,7 @@ def null_savings(runs: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(data: str | None = None, length: int = LENGTH, shuffles: int = SHUFFLES, runs: int = NULL_RUNS) -> dict:
-    """Print both directions for every source, their sum, the test under the null, and how a prompt explains an answer."""
+    """Print both directions for every source, their sum, the test under the null, and what a prompt explains of an answer."""
     seen, held_out = material.text(data, least=2 * length)
     pairs = {name: source(length, 1, held_out) for name, source in SOURCES.items()}
     results = {name: measure(pair) for name, pair in pairs.items()}

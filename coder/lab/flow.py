@@ -1,7 +1,7 @@
 """A prompt and its answer, for the experiment `directed`: how many bits of the answer the prompt explains, byte by byte.
 
 Speeches of the held-out text are cut in two.  The bundled GPT codes the second part with and without the first as its
-context, and with the first part of another speech, which only says what kind of text it is."""
+context, and with the first part of another speech, which only shows what kind of text it is."""
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def encode(model: GPT | Ensemble, context: bytes, text: bytes) -> tuple[bytes, n
 
 
 def decode(model: GPT | Ensemble, context: bytes, code: bytes, size: int) -> bytes:
-    """The `size` bytes of text, token by token from the KV cache."""
+    """The `size` bytes of text, decoded byte by byte with a KV cache."""
     decoder, cache, text = Decoder(code), model.new_cache(1), b""
     ids = np.frombuffer(bytes([START_SYMBOL]) + context, np.uint8).astype(np.int64)
     logits = model.forward(ids[None], cache=cache)[:, -1]
@@ -102,7 +102,7 @@ def words(text: bytes, saved: np.ndarray) -> list[tuple[str, float]]:
 
 
 def plot(axes, results: dict) -> None:
-    """The bits explained by place, running sums of their means."""
+    """The bits explained up to each byte of the answer: running sums of the means."""
     for name, saved in results["flow"].items():
         axes.plot(np.cumsum(saved.mean(0)), label=name)
     axes.set(xlabel="bytes of the answer", ylabel="bits explained by the prompt")

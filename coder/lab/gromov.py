@@ -1,7 +1,7 @@
 """11. Gromov-Wasserstein: two alphabets aligned by their shape alone.
 
-The distance of Gromov and Wasserstein (coupling.py) compares two sets of points by the distances within each.  No coordinate
-enters, so that rotating and renaming the points change nothing, and two spaces can be laid side by side without a dictionary.
+The Gromov-Wasserstein distance (coupling.py) compares two sets of points by the distances within each.  No coordinates enter,
+so rotating or renaming the points changes nothing, and two spaces can be aligned without a dictionary.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ LOWER, UPPER = b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def bigrams(data: bytes, letters: np.ndarray) -> np.ndarray:
-    """(n, 2 n): for each of n letters, the roots of the probabilities of what follows it and of what it follows, here."""
+    """(n, 2 n): for each of n letters, the square roots of the probabilities of what follows it, and of what precedes it."""
     place = np.full(256, -1)
     place[letters] = np.arange(len(letters))
     ids = place[np.frombuffer(data, np.uint8)]
@@ -25,7 +25,7 @@ def bigrams(data: bytes, letters: np.ndarray) -> np.ndarray:
 
 
 def spaces(data: bytes):
-    """(name, points, their partners in the same order) of each comparison; the letters are those that occur 100 times."""
+    """(name, points, their partners in the same order) for each comparison; letters are bytes that occur at least 100 times."""
     letters = np.flatnonzero(np.bincount(np.frombuffer(data, np.uint8), minlength=256) >= 100)
     members = bundled().members
     heads = [m.head.weight.data.T / np.linalg.norm(m.head.weight.data, axis=0)[:, None] for m in members]
@@ -49,7 +49,7 @@ def spaces(data: bytes):
 
 
 def run(data=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns, by name, the points' true partners and those that were found."""
+    """Returns, by name, the true partners of the points and those found, (n,) each."""
     seen, _ = text(data, least=1000)
     results, rows = {}, []
     for name, x, y in spaces(seen):

@@ -18,7 +18,7 @@ SOURCES = (1, 1), (4, 2, 1, 1), (16, 8, 4, 2, 1, 1), (1, 1, 1), (40, 20, 20, 10,
 
 
 class Results(NamedTuple):
-    """Of each of N positions, in bits."""
+    """For each of N positions, in bits."""
     entropy: np.ndarray         # (N,) H, of the prediction
     expected: np.ndarray        # (N,) L, the Huffman code's mean length under the prediction
     ideal: np.ndarray           # (N,) -log2 of the probability that the byte had
@@ -27,10 +27,10 @@ class Results(NamedTuple):
 
 
 def code_lengths(weights: np.ndarray) -> np.ndarray:
-    """(V,) int64: the bits of each symbol's codeword, for weights (V,), integers >= 1; V >= 2."""
+    """(V,) int64: the length in bits of each symbol's codeword, for weights (V,), integers >= 1; V >= 2."""
     V = len(weights)
     heap, parent, depth = [(int(weight), i) for i, weight in enumerate(weights)], [0] * (2 * V - 1), [0] * (2 * V - 1)
-    heapify(heap)                                       # of equal weights the older node, so that there is one answer
+    heapify(heap)                                       # among equal weights, the older node: the answer is unique
     for node in range(V, 2 * V - 1):
         weight, i = heappop(heap)
         parent[i] = parent[heap[0][1]] = node
@@ -41,7 +41,7 @@ def code_lengths(weights: np.ndarray) -> np.ndarray:
 
 
 def codewords(lengths: np.ndarray) -> list[str]:
-    """The canonical prefix-free code with these lengths: shorter ones first, and of one length in the order of the symbols."""
+    """The canonical prefix-free code with these lengths (V,): shorter codewords first, equally long ones in symbol order."""
     words, code, last = [""] * len(lengths), -1, 0
     for symbol in np.argsort(lengths, kind="stable"):
         code, last = (code + 1) << int(lengths[symbol]) - last, int(lengths[symbol])
@@ -50,7 +50,7 @@ def codewords(lengths: np.ndarray) -> list[str]:
 
 
 def encode(lengths: np.ndarray, data: bytes) -> str:
-    """The code of data, as a string of 0 and 1: of the i-th byte the codeword in the code with lengths[i], (N, 256)."""
+    """The code of data, as a string of 0s and 1s; byte i has its codeword in the code with lengths[i], of lengths (N, 256)."""
     return "".join(codewords(row)[byte] for row, byte in zip(lengths, data))
 
 

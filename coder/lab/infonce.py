@@ -2,7 +2,7 @@
 
 Of N letters, one of which came k steps after the state z and the others after other states, guess which.  With any score f,
     I(z; x) >= log N - L,   L = -mean over i of log( e^f(z_i, x_i) / sum_j e^f(z_i, x_j) )          [van den Oord et al. 2018]
-so that no critic, however good, can show more than log N.  The critic here is f = z^T W phi(x), with its gradient by hand.
+so that no critic, however good, can show more than log N.  The critic here is f = z^T W phi(x), its gradient derived by hand.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def learn(z: np.ndarray, phi: np.ndarray, N: int, steps: int, purpose: str, rate: float = 0.01) -> np.ndarray:
-    """W after that many steps of Adam, each on N random pairs."""
+    """W (a, b) after that many steps of Adam, each on N random pairs."""
     W = np.zeros((z.shape[1], phi.shape[1]))
     mean, square = np.zeros_like(W), np.zeros_like(W)
     for step in range(steps):
@@ -58,8 +58,8 @@ def average(z: np.ndarray, phi: np.ndarray, W: np.ndarray, N: int, purpose: str,
 
 def gaussian_pairs(count: int, d: int, information: float, purpose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """z (count, d + 1), phi (count, 2 d) and the best W, for x and y normal in d dimensions, whose channels correlate by r
-    with -d / 2 log(1 - r^2) = information (nats).  log p(y|x) - log p(y) = (r x y - r^2 (x^2 + y^2) / 2) / (1 - r^2) + ..., of
-    which what depends on x alone cancels; z = (x, 1) and phi = (y, y^2) can express the rest."""
+    with -d / 2 log(1 - r^2) = information (nats).  log p(y|x) - log p(y) = (r x y - r^2 (x^2 + y^2) / 2) / (1 - r^2) + ..., in
+    which all that depends on x alone cancels; z = (x, 1) and phi = (y, y^2) can express the rest."""
     r2 = -np.expm1(-2 * information / d)
     x, noise = normals(3, purpose, 2 * count * d).reshape(2, count, d)
     y = np.sqrt(r2) * x + np.sqrt(1 - r2) * noise

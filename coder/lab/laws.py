@@ -1,4 +1,4 @@
-"""Laws of scaling for the experiment `scaling`, and their fit.
+"""Scaling laws for the experiment `scaling`, and their fit.
 
 The held-out loss of networks of N parameters that have learned from D bytes of text is said to follow a power law,
     added     E + (n / N)^a + (d / D)^b             [Hoffmann et al. 2022]
@@ -25,7 +25,7 @@ def joined(p: np.ndarray, N: np.ndarray, D: np.ndarray) -> np.ndarray:
 
 
 def fit(law: Callable, N: np.ndarray, D: np.ndarray, L: np.ndarray, starts: list) -> np.ndarray:
-    """The p of least squared error that is found from `starts`.  [Levenberg 1944; Marquardt 1963]"""
+    """The p of least squared error found from any of `starts`.  [Levenberg 1944; Marquardt 1963]"""
     found = []
     for p in starts:
         p, damping = np.array(p, float), 1.0
@@ -43,7 +43,7 @@ def fit(law: Callable, N: np.ndarray, D: np.ndarray, L: np.ndarray, starts: list
 
 
 def fitted(law: Callable, entropy: bool, N: np.ndarray, D: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """p of the fit to all losses, and each loss as predicted by the fit to all others."""
+    """p fitted to all losses L (n,) in nats, and each loss as predicted by the fit to all others (n,)."""
     starts = [np.log([n, n / 10, a, b, 1][: 4 + entropy]) for n, a, b in product((1e3, 1e5), (0.1, 0.6), (0.1, 0.6))]
     p = fit(law, N, D, L, starts)
     others = ~np.eye(len(L), dtype=bool)

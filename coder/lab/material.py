@@ -38,7 +38,7 @@ def text(data: str | None = None, least: int = 1) -> tuple[bytes, bytes]:
 
 
 def bundled() -> Ensemble | GPT:
-    """The model that the coder comes with, of bytes."""
+    """The byte-level model that comes with the coder."""
     return models.load()[0]
 
 
@@ -55,7 +55,7 @@ def frequencies(model: GPT | Ensemble, data: bytes) -> np.ndarray:
 
 
 def probabilities(model: GPT | Ensemble, data: bytes) -> np.ndarray:
-    """(N,) float64: the share of each byte of data in its `frequencies`, to which it is coded."""
+    """(N,) float64: the probability with which each byte of data is coded, its share of its `frequencies`."""
     rows = frequencies(model, data)
     return rows[np.arange(len(data)), np.frombuffer(data, np.uint8)] / rows.sum(1, dtype=np.float64)
 
@@ -71,5 +71,5 @@ def table(header: Sequence[str], *rows: Sequence[str]) -> None:
 
 
 def width(text: str) -> int:
-    """How many columns of a terminal the text takes: a Chinese character takes two."""
+    """How many terminal columns the text takes: a Chinese character takes two."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)

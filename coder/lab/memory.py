@@ -1,7 +1,7 @@
 """Random bytes learned by heart, for the experiment `scaling`: how many bits a parameter keeps.
 
 Random bytes have no regularity to be found: whatever a model saves of their 8 bits each, it remembers.  Where there are more
-of them than it can hold, the bits saved are its capacity [Morris et al. 2025], or what it has learned of that so far.
+of them than it can hold, the bits saved are its capacity [Morris et al. 2025], or as much of it as training has filled.
 """
 
 from itertools import product
@@ -28,23 +28,23 @@ class Kept(NamedTuple):
     parameters: int
     size: int               # random bytes
     code: int               # bytes of their code with the model as it is
-    packed: int             # bytes of the packed model with which model and code are shortest
-    packed_code: int        # bytes of the code with this one
+    packed: int             # bytes of the packed model for which model and code together are shortest
+    packed_code: int        # bytes of the code with that one
 
     @property
     def bits(self) -> int:
-        """What the model keeps of the random bytes, at most 8 * size."""
+        """The bits that the model keeps of the random bytes, at most 8 * size."""
         return 8 * (self.size - self.code)
 
 
 def random_windows(size: int) -> np.ndarray:
-    """(size / WINDOW, WINDOW + 1) int64: size random bytes to be learned, each WINDOW of them behind another, their cue."""
+    """(size / WINDOW, WINDOW + 1) int64: `size` random bytes to be learned, each WINDOW of them after one more, their cue."""
     count = size // WINDOW * (WINDOW + 1)
     return rng.words(1, "memory", 0, count).astype(np.uint8).astype(np.int64).reshape(-1, WINDOW + 1)
 
 
 def code(model: GPT, windows: np.ndarray) -> bytes:
-    """The range coder's code of windows (K, WINDOW + 1) but their cues, which are known."""
+    """The range coder's code of windows (K, WINDOW + 1) without their cues, which are known."""
     encoder = Encoder()
     encoder.encode(to_frequencies(model.forward(windows[:, :-1]).reshape(-1, 256)), windows[:, 1:].reshape(-1))
     return encoder.finish()

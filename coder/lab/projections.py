@@ -36,10 +36,10 @@ def hadamard(x: np.ndarray) -> np.ndarray:
 
 
 def project(x: np.ndarray, m: int, kind: str, seed: int = 0) -> np.ndarray:
-    """(K, m) of x (K, d): squared lengths stay the same on average.
+    """x (K, d) projected to (K, m): squared lengths stay the same on average.
 
-    gaussian, signs: times a random matrix; hadamard: random signs, then m random rows of the Hadamard matrix, at most the
-    power of two from d up [Ailon and Chazelle 2009; Tropp 2011].  ValueError for another kind, or too large an m.
+    gaussian, signs: times a random matrix; hadamard: random signs, then m random rows of the Hadamard matrix, whose size is d
+    rounded up to a power of two [Ailon and Chazelle 2009; Tropp 2011].  ValueError for another kind, or too large an m.
     """
     d = x.shape[1]
     if kind == "gaussian":
@@ -61,8 +61,8 @@ def square_distances(x: np.ndarray) -> np.ndarray:
 
 
 def distortion(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Of y beside x: the largest relative error of a squared distance, that of an inner product in units of both lengths, and
-    the share of points whose nearest neighbour is the same.  No two rows of x may be equal, and none 0."""
+    """Of y (K, m) against x (K, d): the largest relative error of a squared distance, the largest error of an inner product in
+    units of both lengths, and the share of points with the same nearest neighbour.  Rows of x must be distinct, and not 0."""
     above, before, after = np.triu_indices(len(x), 1), square_distances(x), square_distances(y)
     lengths = np.sqrt((x ** 2).sum(1))
     angle = np.abs(y @ y.T - x @ x.T)[above] / np.outer(lengths, lengths)[above]
@@ -83,7 +83,7 @@ def bound(K: int, m: int) -> float:
 
 
 def points(held_out: bytes, K: int) -> np.ndarray:
-    """(K, 3 C) float64: the last states of the bundled model's three GPTs, side by side, centred, at places of a text."""
+    """(at most K, 3 C) float64: the distinct, nonzero last states of the bundled model's three GPTs, side by side, centred."""
     model = bundled()
     T = model.config.block_size
     ids = np.frombuffer(held_out[:-(-K // T) * T], np.uint8).astype(np.int64).reshape(-1, T)

@@ -1,8 +1,8 @@
 """9. Rate and distortion, rate and reward.
 
-How many bits does it take to say nearly what comes next?  R(D) is the least mutual information between x and y whose
-mean distortion is at most D [Shannon 1959].  The algorithm of Blahut and Arimoto [both 1972] finds its points: for a slope
-s it takes in turns
+How many bits does it take to say nearly what comes next?  R(D) is the least mutual information between x and a y whose
+mean distortion is at most D [Shannon 1959].  The Blahut-Arimoto algorithm [both 1972] finds points of it: for a slope
+s it alternates between
     Q(y | x) = q(y) e^(-s d(x, y)) / Z(x),     q(y) = sum over x of p(x) Q(y | x),
 each of which lowers I + s E[d] (in nats), to its minimum.  With a reward r instead of a distortion, and no source to be
 told, the same exponential tilts one distribution: q = p e^(r / T) / Z costs D(q || p), and no other q gets its reward for
@@ -26,7 +26,7 @@ def blahut_arimoto(p: np.ndarray, distortion: np.ndarray, slope: float) -> tuple
     for _ in range(MOST_STEPS):
         growth = p @ (weights / (weights @ q)[:, None])                             # (M,): at the minimum, at most 1
         q = q * growth
-        if np.log(growth.max()) < TOLERANCE:            # an upper bound of what is left to gain, in nats
+        if np.log(growth.max()) < TOLERANCE:            # an upper bound on what is left to gain, in nats
             break
     joint = p[:, None] * q * weights / (weights @ q)[:, None]
     return float((joint * distortion).sum()), information(joint)
@@ -35,7 +35,7 @@ def blahut_arimoto(p: np.ndarray, distortion: np.ndarray, slope: float) -> tuple
 def information(joint: np.ndarray) -> float:
     """I(X; Y) in bits of a joint distribution (V, M)."""
     apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    there = joint > 1e-200           # whose logarithms are finite
+    there = joint > 1e-200           # where the logarithms are finite
     return float((joint[there] * np.log2(joint[there] / apart[there])).sum())
 
 
@@ -52,7 +52,7 @@ def temperature(p: np.ndarray, T: float) -> np.ndarray:
 
 
 def top_k(p: np.ndarray, k: int) -> np.ndarray:
-    """p with all but the k likeliest symbols removed."""
+    """p with all but the k likeliest symbols removed, normalised."""
     q = np.zeros_like(p)
     best = np.argsort(-p, kind="stable")[:k]
     q[best] = p[best]
@@ -60,7 +60,7 @@ def top_k(p: np.ndarray, k: int) -> np.ndarray:
 
 
 def least_rate(p: np.ndarray, reward: np.ndarray, level: float) -> float:
-    """The least D(q || p) in bits of all q whose mean reward (V,) is `level`, above that of p: by bisection of the tilt."""
+    """The least D(q || p) in bits of all q whose mean reward is `level`, above that of p, for reward (V,): by bisection."""
     low, high = 0.0, 1e4
     for _ in range(100):
         tilt = (low + high) / 2

@@ -1,7 +1,7 @@
 """7. Scaling, and memory: what more parameters and text buy, where more parameters hurt, and what they learn by heart.
 
-Three sizes of a network learn from four amounts of text, for equally many steps.  Power laws of both (laws.py) are fitted to
-the least loss held out on the way, as early stopping would have it, and each loss is predicted from all others.  What
+Three sizes of a network learn from four amounts of text, for equally many steps.  Power laws in both (laws.py) are fitted to
+the least held-out loss during training, as early stopping would give, and each loss is predicted from all others.  What
 parameters learn by heart is measured on random bytes (memory.py).
 """
 
@@ -20,7 +20,7 @@ from .material import table, text
 
 WIDTHS, AMOUNTS = (16, 32, 64), (2 ** 13, 2 ** 15, 2 ** 17, 2 ** 19)        # channels; bytes
 STEPS, BATCH, WINDOW, LOOKS = 600, 8, 64, 10
-PIECE = 1024                        # bytes that stand together: an amount of text is taken from everywhere
+PIECE = 1024                        # consecutive bytes: an amount of text consists of pieces from all over it
 LEARNING = OptimizerConfig(warmup=20)
 MEASURED = 2 ** 14                  # bytes, at most, on which a loss is measured
 
@@ -30,12 +30,12 @@ class Run(NamedTuple):
     amount: int             # bytes
     training: float         # nats per byte, as the next two; after the last step
     held_out: float
-    least: float            # held out, of LOOKS looks on the way
+    least: float            # held out, of LOOKS evaluations during training
     at: int                 # its step
 
 
 def nats(model: GPT, pieces: np.ndarray) -> float:
-    """Mean loss in windows side by side in pieces (P, PIECE)."""
+    """Mean loss over adjacent windows of pieces (P, PIECE), in nats per byte."""
     T = model.config.block_size
     windows = np.concatenate([pieces[:, i:i + T + 1] for i in range(0, pieces.shape[1] - T, T)])
     losses = [model.loss(part[:, :-1], part[:, 1:]) * len(part) for part in np.array_split(windows, -(-len(windows) // BATCH))]

@@ -1,9 +1,9 @@
 """15. The network that this project grew from, and its leak.
 
-It stacked PyTorch's TransformerDecoderLayer and called each as layer(x, x, tgt_mask=mask): its self-attention is causal, but
-its cross-attention reads the whole window x as the memory, the future included.  `train_shakespeare.py --preset simple` is
-that network without the cross-attention; `Leaky` is it with it, as commonly written.  Both train on the kernels of minigpt,
-so that every figure is the same on every machine; the tests hold both against PyTorch's own layers.
+It stacked PyTorch's TransformerDecoderLayers and called each as layer(x, x, tgt_mask=mask): the self-attention is causal, but
+the cross-attention reads the whole window x as its memory, the future included.  `train_shakespeare.py --preset simple` is
+that network without the cross-attention; `Leaky` has it, as commonly written.  Both train on the kernels of minigpt, so that
+every figure is the same on every machine; the tests compare both with PyTorch's own layers.
 """
 
 from dataclasses import replace
@@ -23,15 +23,15 @@ from train_shakespeare import PRESETS
 from ..container import CoderError
 from .material import table, text
 
-SHUT = np.float32(-1e4)     # added to a score, it makes a weight of e^(SHUT / sqrt(D)), which is exactly 0 in float32
-EXTRA = 16                  # channels more in a head; the first of them carries SHUT
+SHUT = np.float32(-1e4)     # added to a score before scaling, it makes the weight e^(SHUT / sqrt(D)), exactly 0 in float32
+EXTRA = 16                  # extra channels in a head; the first of them carries SHUT
 
 
 class CrossAttention(Attention):
     """Attention of each row to all rows of `memory`, of the same window, whether before it or after it.
 
-    The kernel is causal, so it gets windows of 2 T: first the memory's keys and values, then the queries.  The keys that
-    then stand beside the queries are shut out by an extra channel.
+    The kernel is causal, so it gets windows of 2 T: first the memory's keys and values, then the queries.  The keys in the
+    queries' half are masked by an extra channel.
     """
 
     def forward(self, x: np.ndarray, memory: np.ndarray, T: int) -> np.ndarray:
@@ -66,7 +66,7 @@ class CrossAttention(Attention):
 
 
 class LeakyBlock(Block):
-    """Self-attention, cross-attention to the block's own input, and the feed-forward layer, each with its norm behind it."""
+    """Self-attention, cross-attention to the block's own input, and the feed-forward layer, each followed by its norm."""
 
     def __init__(self, config: GPTConfig, name: str):
         super().__init__(config, None, name)
@@ -98,7 +98,7 @@ class Leaky(GPT):
 
 
 def honest_losses(model: GPT, ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Nats (B, T) of each target given only the ids up to its place: a pass for each length, of which the last row counts."""
+    """Nats (B, T) of each target given only the ids before it: one pass for each length, of which only the last row counts."""
     losses = []
     for t in range(1, ids.shape[1] + 1):
         model.loss(ids[:, :t], targets[:, :t])
@@ -107,7 +107,7 @@ def honest_losses(model: GPT, ids: np.ndarray, targets: np.ndarray) -> np.ndarra
 
 
 def run(data=None, lengths: tuple[int, ...] = (50, 2000), windows: int = 64) -> dict[tuple[str, int], np.ndarray]:
-    """Train both networks for each number of steps.  Returns the training losses of each step, in nats, of each."""
+    """Train both networks for each number of steps.  Returns their training losses (steps,) in nats, by (name, steps)."""
     seen, held_out = text(data, least=32 * windows + 1)
     try:
         tokenizer = CharTokenizer((seen + held_out).decode())

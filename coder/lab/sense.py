@@ -1,7 +1,7 @@
 """5. Sense, order, noise: what a sentence costs, its words shuffled, random words, random letters.
 
 What a model knows of a language shows in what surprises it: letters that form no words, words that form no sentence, and
-sentences that nobody would say.  The cost of each, in bits, under each model that there is.
+sentences that nobody would say.  Measured: the cost of each, in bits, under each available model.
 """
 
 import re
@@ -28,7 +28,7 @@ HAN = 0x4E00, 0x9FA5                                    # of Unicode: the first 
 
 
 def bits_of(state: np.ndarray) -> float:
-    """The bits that an encoder's state (3,) has taken so far: -log2 of the length of its interval."""
+    """The bits that an encoder in this state (3,) has used so far: -log2 of the length of its interval."""
     return 8 * float(state[LENGTH]) + 64 - float(np.log2(float(state[RANGE])))
 
 
@@ -37,7 +37,7 @@ def gpt_bits(model) -> Callable[[bytes], float]:
 
 
 def fast_bits(primer: bytes = b"") -> Callable[[bytes], float]:
-    """Context mixing that has learned from the primer, and from nothing else before each text."""
+    """The cost under context mixing that has learned from the primer, and from nothing else before each text."""
     primed = Mixing(len(primer) + LONGEST, fast=True)
     if primer:
         primed.prime(primer)
@@ -68,7 +68,7 @@ def drawn(items, count: int, step: int, purpose: str) -> list:
 
 
 def variants(sentence: str, words: list[str], step: int) -> dict[str, str]:
-    """A text of each kind, as many words or letters as the sentence has; words: those to draw from."""
+    """A text of each kind, with as many words or letters as the sentence; words: those to draw from."""
     own = sentence.split()
     order = np.argsort(rng.words(1, "sense shuffled", step, len(own)), kind="stable")
     return dict(zip(KINDS, (sentence, " ".join(own[i] for i in order), " ".join(drawn(words, len(own), step, "words")),

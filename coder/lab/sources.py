@@ -1,6 +1,6 @@
-"""Pairs of sequences for the experiment `directed`: of some, the directed information is known in closed form.
+"""Pairs of sequences for the experiment `directed`: for some, the directed information is known in closed form.
 
-Each source is a function of (n, seed, text) that returns a Pair; rng makes all its randomness.  x_t comes before y_t, and so
+Each source is a function of (n, seed, text) that returns a Pair; all its randomness is from rng.  x_t comes before y_t, and so
 "X to Y" is the sum of I(x_1..x_t; y_t | y_1..y_(t-1)), "Y to X" that of I(y_1..y_(t-1); x_t | x_1..x_(t-1)) [Massey 1990].
 """
 
@@ -20,7 +20,7 @@ LEVELS = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
 
 class Pair(NamedTuple):
     streams: np.ndarray                     # (2, n) int64: x and y
-    widths: tuple[int, int]                 # bits to a symbol
+    widths: tuple[int, int]                 # bits per symbol
     x_to_y: float | None = None             # bits in n symbols, where that is known
     y_to_x: float | None = None
     given: np.ndarray | None = None         # (n,) bits: a third sequence that both come from
@@ -32,7 +32,7 @@ def entropy(p: float) -> float:
 
 
 def either(p: float, q: float) -> float:
-    """The probability that just one of two independent errors happens."""
+    """The probability that exactly one of two independent errors happens."""
     return p * (1 - q) + q * (1 - p)
 
 
@@ -69,7 +69,7 @@ def both(n, seed, text):
     streams = errors.copy()
     for t in range(1, n):
         streams[:, t] ^= streams[::-1, t - 1]
-    # Of its own past alone, y_t is y_(t-2) after two copies; X says what the first of them made of it.
+    # Given its own past alone, y_t is y_(t-2) after two noisy copies; X shows the result of the first.
     return Pair(streams, (1, 1), n * (entropy(either(p, q)) - entropy(q)), n * (entropy(either(p, q)) - entropy(p)))
 
 
@@ -84,7 +84,7 @@ def linear_numbers(n: int, seed: int, b: float = LINEAR[1]) -> np.ndarray:
 
 
 def linear(n, seed, text):
-    """The linear Gaussian case, in eight levels: Granger's.  In closed form the information between the numbers themselves."""
+    """The linear Gaussian case, Granger's, in eight levels.  The closed form is for the numbers before quantisation."""
     return Pair(np.searchsorted(LEVELS, linear_numbers(n, seed)), (3, 3), n * 0.5 * log2(1 + LINEAR[1] ** 2), 0.0)
 
 
@@ -97,7 +97,7 @@ def canon(n, seed, text):
 
 
 def retelling(n, seed, text):
-    """A play in small letters, and its retelling in a secret alphabet: DELAY letters later, one in ten wrong."""
+    """A play in lower case, and its retelling in a secret alphabet: DELAY letters later, one in ten wrong."""
     x = np.array([max(0, LETTERS.find(byte)) for byte in text[:2 * n].lower()])
     x = x[(x > 0) | (np.roll(x, 1) > 0)][:n]                                    # no two spaces in a row
     alphabet = np.argsort(rng.words(seed, "alphabet", 0, len(LETTERS)), kind="stable")

@@ -41,7 +41,7 @@ class Code(NamedTuple):
 def checkpoints(data: bytes, steps: tuple[int, ...]) -> dict[int, GPT]:
     """A copy of the network after each of these numbers of steps on windows from anywhere in data."""
     model, ids, T = GPT(NETWORK, SEED), np.frombuffer(data, np.uint8), NETWORK.block_size
-    model.tokens.weight.data[np.bincount(ids, minlength=256) == 0] = 0      # never read: so they cost hardly anything
+    model.tokens.weight.data[np.bincount(ids, minlength=256) == 0] = 0      # never read; zeros cost hardly anything
     optimizer, found = Optimizer(model, LEARNING, max(steps)), {}
     for step in range(max(steps) + 1):
         if step in steps:
@@ -67,7 +67,7 @@ def prequential(size: int) -> Predictor:
 
 
 def lower_hull(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The corners of the convex hull of points (x, y) from below, x ascending, as far as it falls.  [Andrew 1979]"""
+    """The corners of the lower convex hull of points (x, y), x ascending, as far as it falls.  [Andrew 1979]"""
     hull = []
     for x, y in sorted(set(points)):
         while len(hull) > 1 and ((hull[-1][0] - hull[-2][0]) * (y - hull[-2][1])

@@ -1,6 +1,6 @@
 """1. Worked examples: four sequences as intervals, and back, where popular accounts often slip.
 
-In exact fractions (coder/intervals.py).  A model is here a row of probabilities for each position.
+In exact fractions (coder/intervals.py).  Here a model is a row of probabilities for each position.
 
     >>> names, model = example("cat eats fish")
     >>> for symbol, probability, (low, high) in steps(names, model):
@@ -9,7 +9,7 @@ In exact fractions (coder/intervals.py).  A model is here a row of probabilities
     eats 0.7 [0.0, 0.35)
     fish 0.4 [0.0, 0.14)
 
-The way back stretches the share in which the number lies to the whole; 0.18 / 0.7 is 0.257:
+Decoding stretches the share in which the number lies to [0, 1); 0.18 / 0.7 is 0.257:
 
     >>> [(symbol, round(float(x), 4)) for symbol, x in stretch(Fraction("0.09"), 3, model)]
     [('cat', 0.09), ('eats', 0.18), ('fish', 0.2571)]
@@ -30,7 +30,7 @@ A probability of 0.95 costs 0.07 bits, one of 0.0001 costs 13.3:
     >>> round(bits(Fraction("0.95")), 2), round(bits(Fraction("0.0001")), 1)
     (0.07, 13.3)
 
-And 0.00010101 in binary is no 0.02113, which begins 0.00000101:
+And 0.00010101 in binary is not 0.02113, which begins 0.00000101:
 
     >>> float(number("00010101")), number("00000101") < Fraction("0.02113") < number("00000110")
     (0.08203125, True)
@@ -64,7 +64,7 @@ def example(name: str) -> tuple[tuple, Model]:
 
 
 def stretch(x: Fraction, length: int, model: Model) -> Iterator[tuple[str, Fraction]]:
-    """`length` times: the symbol in whose share x lies, and x, which is then stretched as that share is to [0, 1)."""
+    """`length` times: the symbol in whose share x lies, and x, which is then mapped as that share is stretched to [0, 1)."""
     past = ()
     for _ in range(length):
         symbol, (low, high) = next(pair for pair in shares(model(past)).items() if pair[1][0] <= x < pair[1][1])

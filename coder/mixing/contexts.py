@@ -1,9 +1,9 @@
-"""Contexts: what may tell the next byte.  A table of them, the past that they are made from, and a hash of each.
+"""Contexts: what may predict the next byte.  A table of them, the past that they are made from, and a hash of each.
 
-The models see the past only through these contexts; what followed each of them stands in histories.py.  Order n is the last n
+The models see the past only through these contexts; histories.py keeps what followed each of them.  Order n is the last n
 bytes.  Words, lines and speakers are meant for text; in other data they are contexts like any other.
 
-To add a context, add a line to the table and its value to `hash_contexts`: that is a new version of the file format.
+To add a context, add a line to the table and its value to `hash_contexts`: this makes a new version of the file format.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ def _context(name, reason):
 
 
 # At the end of each line: by how many bytes the code grows without that context, all else the same, in the mode with all of
-# them and no GPT.  Of the first 300,000 bytes of tiny Shakespeare (code: 75,053 bytes), of C (perl 5.36.0's inline.h, 105,922
-# bytes; 18,097), and of the first 300,000 bytes of an executable (perl 5.36.0 for Debian 12 on x86-64; 46,598):
+# them and no GPT.  For the first 300,000 bytes of tiny Shakespeare (code: 75,053 bytes), for C (perl 5.36.0's inline.h, 105,922
+# bytes; 18,097), and for the first 300,000 bytes of an executable (perl 5.36.0 for Debian 12 on x86-64; 46,598):
 #     python -m tests.ablation tinyshakespeare.txt 300000;  ... inline.h;  ... /usr/bin/perl 300000
-# In fast mode, of the whole of tiny Shakespeare (`--fast`; 274,974), the six: 1,942, 1,914, 1,833, 1,899, 3,177, 4,849.
+# In fast mode, for the whole of tiny Shakespeare (`--fast`; 274,974), the six: 1,942, 1,914, 1,833, 1,899, 3,177, 4,849.
 # Contexts overlap, so two may be worth more together than the sum of what each is worth alone.
 #
 #                                                                                                   bytes:  text     C  binary
@@ -63,17 +63,17 @@ SHAPES = _context("shape, order 1", "capitals, marks and line breaks, whatever t
 
 ALL_CONTEXTS = len(CONTEXTS)            # of text
 
-# Of records, in fast mode only: see kinds.py.  Above is the byte one record before, in the same column.
+# For records, in fast mode only: see kinds.py.  The byte above is the one in the same column of the record before.
 FIELD = _context("byte above, record column", "fields that recur")
 NEAREST = _context("nearest byte, record column", "the upper byte of a number near to that above")
 NEAREST_TO_LINE = _context("nearest byte to a line, record column", "the same of a number that goes on as the last two did")
 CARRY = _context("byte above, record column, step to the left", "which byte changes if the lower one has wrapped around")
 
 MOST_CONTEXTS = len(CONTEXTS)
-FAST_CONTEXTS = 6           # of the first ones, in fast mode
+FAST_CONTEXTS = 6           # the first ones, used in fast mode
 RECORD_CONTEXTS = (ORDER_2, ORDER_3, ORDER_6, INDIRECT_2, SPARSE_2_3, SPARSE_3_4, EXPECTED, FIELD, NEAREST, NEAREST_TO_LINE,
                    CARRY)       # ascending
-ORDERS = 5                  # of the first ones: how many of them are known is a confidence, and selects mixer weights
+ORDERS = 5                  # the first ones: how many of them have been seen is a confidence, and selects mixer weights
 
 # The past, (FIELDS,) uint64.  A word is of letters in lower case, digits, apostrophes and bytes beyond ASCII.
 (HISTORY,                                   # the last 8 bytes, the latest lowest
@@ -84,11 +84,11 @@ ORDERS = 5                  # of the first ones: how many of them are known is a
  LINE_FIRST_BYTE, LINE_HASH,                # of the line so far
  SPEAKER, LAST_SPEAKER,                     # LINE_HASH at the last colon (in a play, who speaks), and at the one before
  WORD_COUNT,                                # words begun in the line so far
- SHAPE,                                     # the last 8 bytes with every capital as `A` and every row of small letters as `a`
+ SHAPE,                                     # the last 8 bytes with every capital as `A` and every run of small letters as `a`
  PERIOD) = range(16)                        # bytes of a record, as kinds.py finds it; 0 in text
 FIELDS = 16
 
-SALT = np.uint64(0xD6E8FEB86659FD93)                # two contexts of the same value have different hashes
+SALT = np.uint64(0xD6E8FEB86659FD93)                # gives two contexts with the same value different hashes
 EIGHT, SIXTEEN, BYTE_MASK, PAIR_MASK = np.uint64(8), np.uint64(16), np.uint64(0xFF), np.uint64(0xFFFF)
 
 
@@ -96,9 +96,9 @@ EIGHT, SIXTEEN, BYTE_MASK, PAIR_MASK = np.uint64(8), np.uint64(16), np.uint64(0x
 def hash_contexts(past, text, position, followers, matches, selected, values, hashes):
     """Write the hashes (N,) uint64 of the N `selected` contexts, indices in CONTEXTS, of the byte at text[position].
 
-    followers (2, 2^16) uint64 are the last 8 bytes that followed each byte, each pair; matches are those of `find_match`.
-    values (MOST_CONTEXTS,) uint64 is scratch.  If it has ALL_CONTEXTS elements, only those may be selected; if FAST_CONTEXTS, only
-    the first ones; else RECORD_CONTEXTS and the first ones, and past[PERIOD] is not 0.
+    followers (2, 2^16) uint64: the last 8 bytes that followed each byte, and each pair; matches: see `find_match`.  values,
+    uint64, is a scratch buffer, whose length says what may be selected: FAST_CONTEXTS the first ones, ALL_CONTEXTS those of
+    text, MOST_CONTEXTS the first ones and RECORD_CONTEXTS, which need past[PERIOD] > 0.
     """
     h = past[HISTORY]
     order_1, order_2, order_3, word = h & BYTE_MASK, h & PAIR_MASK, h & np.uint64(0xFFFFFF), past[THIS_WORD]
@@ -156,13 +156,13 @@ def hash_contexts(past, text, position, followers, matches, selected, values, ha
 
 @njit(cache=True)
 def hash_record_contexts(past, text, position, followers, matches, values):
-    """Write the values of RECORD_CONTEXTS, but of the orders."""
+    """Write the values of RECORD_CONTEXTS, except those of the orders."""
     h, period = past[HISTORY], np.int64(past[PERIOD])
     before, column = np.int64(h & BYTE_MASK), np.uint64(position % period) << SIXTEEN
     above, number, last_number = np.int64(0), np.int64(0), np.int64(0)
     if position > 2 * period:
         above = np.int64(text[position - period])
-        number = above << 8 | np.int64(text[position - period - 1])             # as if this byte was the upper half of one
+        number = above << 8 | np.int64(text[position - period - 1])             # as if this byte were the upper half of one
         last_number = np.int64(text[position - 2 * period]) << 8 | np.int64(text[position - 2 * period - 1])
     step, size = before - (number & 255), 0                                     # size: of the step, in bits
     while abs(step) >> size:
@@ -182,7 +182,7 @@ def hash_record_contexts(past, text, position, followers, matches, values):
 
 @njit(cache=True)
 def update_past(past, text, position, followers, byte):
-    """The byte at text[position] is known: write it there, and to everything that contexts are made from."""
+    """Write the byte to text[position], and update everything that contexts are made from."""
     text[position] = byte
     h, new = past[HISTORY], np.uint64(byte)
     past[HISTORY] = h << EIGHT | new

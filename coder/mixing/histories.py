@@ -5,15 +5,15 @@ Bit histories.  A context is hashed, and for each nibble of the next byte (4 bit
 
     31 .. 14    p, the probability of a 1: the mean of the bits seen here, later ones weighing more
     13 .. 7     n, the number of bits seen, up to COUNT_LIMIT: p moves by 1 / (n + 1.5) of its distance to the bit; n is
-                halved first if p hardly expected the bit, for then the past may be over
-     6 .. 0     the last six bits behind a leading 1: `011` reads "a 1, then another 1"; 0 if none has been seen
+                halved first if the bit is a surprise, since the statistics may have changed
+     6 .. 0     the last six bits behind a leading 1: `111` reads "a 1, then another 1"; 0 if none has been seen
 
-p says how often a 1 came, the last bits say how lately.  A StateMap with one entry for each pair of the two learns what they
+p says how often a 1 came, the last bits say how recently.  A StateMap with one entry for each pair of the two learns what they
 are worth in this context: whether one bit seen once is a law or an accident.  A second StateMap, which fast mode does without,
-learns it of the last bits and the byte's bits so far: a law for letters may be an accident for commas.
+learns the same for the last bits and the byte's bits so far: a law for letters may be an accident for commas.
 
-Run model: the last byte in a context, and how many times in a row it came.  Match model: the byte after the last place where
-the last MATCH_MINIMUM bytes stood.  Both expect one byte, and StateMaps learn how often it comes, for each length.
+Run model: the last byte in a context, and how many times in a row it came.  Match model: the byte after the last occurrence of
+the last MATCH_MINIMUM bytes.  Both expect one byte, and StateMaps learn how often it comes, for each length.
 """
 
 import numpy as np
@@ -23,31 +23,31 @@ from minigpt.kernels.prefetch import prefetch
 
 from .logistic import P_ONE, RECIPROCALS, update_statemap
 
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)          # of all hashes: odd, with no pattern in its bits
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)          # for all hashes: odd, with no pattern in its bits
 
 BUCKET_WORDS = 16                   # the check and 15 counters
 NEW_COUNTER = np.uint32(2 ** 31)    # p = 1/2, nothing seen; counters are stored XOR this, so that a table of zeros is new
 COUNT_LIMIT = 127
-SURPRISE = 31 * 2 ** 13             # the distance of p to a bit that was hardly expected: 31/32
+SURPRISE = 31 * 2 ** 13             # a bit farther than this from p is a surprise: 31/32
 FULL_CONFIDENCE = 30                # a counter that has seen so many bits is as confident as one can be
 HISTORY_P_STATES = 128 * 32         # of the first StateMap: the last bits, and p in 32 steps of its stretch
 HISTORY_NODE_STATES = 128 * 256     # of the second: the last bits, and the byte's bits so far
 
-# The match model, (MATCHES, 2) int64: for each match where in the text the expected byte stands, and how many bytes matched.
+# The match model, (MATCHES, 2) int64: for each match, the position of the expected byte, and how many bytes matched.
 MATCH_POINTER, MATCH_LENGTH = range(2)
 MATCHES = 2
 LONG_MATCH, SHORT_MATCH = range(MATCHES)
 MATCH_MINIMUM = np.array([8, 5])    # bytes
 MATCH_VERIFIED = 40                 # bytes that are compared, at most, when a match begins
 MATCH_HASHES, RUN_HASHES = 2 ** 18, 2 ** 16
-LENGTH_STEPS = 64                   # a StateMap's entries by length
+LENGTH_STEPS = 64                   # the lengths that a StateMap distinguishes
 
 
 # --- counters ---------------------------------------------------------------------------------------------------------
 
 @njit(cache=True)
 def unpack_counter(word):
-    """p (18 bits), n, and the last bits, of a counter as it is stored."""
+    """p (18 bits), n and the last bits of a counter as it is stored."""
     counter = np.int64(word ^ NEW_COUNTER)
     return counter >> 14, counter >> 7 & 127, counter & 127
 
@@ -65,7 +65,7 @@ def append_bit(last_bits, bit):
 
 
 def new_history_node_statemap() -> np.ndarray:
-    """(HISTORY_NODE_STATES,) uint32: the mean of the last bits, as a StateMap learns it, whatever the byte's bits so far."""
+    """(HISTORY_NODE_STATES,) uint32: p as a StateMap learns it from the last bits alone, whatever the byte's bits so far."""
     p = [2 ** 21, 2 ** 21]
     for bits in range(2, 128):
         before = p[bits >> 1]
@@ -90,7 +90,7 @@ def prefetch_buckets(table, hashes, first_nibble):
 
 @njit(cache=True)
 def find_buckets(table, hashes, buckets):
-    """Write to buckets (N,) uint64 where in table (2^k, BUCKET_WORDS) uint32 the buckets of all hashes are."""
+    """Write to buckets (N,) uint64 the index of each hash's bucket in table (2^k, BUCKET_WORDS) uint32."""
     mask = np.uint64(len(table) - 1)
     for i in range(len(hashes)):
         buckets[i] = _find_bucket(table, hashes[i], mask)
@@ -98,7 +98,7 @@ def find_buckets(table, hashes, buckets):
 
 @njit(cache=True)
 def _find_bucket(table, hashed, mask):
-    """The bucket with the check of that hash or else, of three neighbours, the one that has seen the fewest bits, cleared."""
+    """The bucket with the check of that hash, or else the one of three neighbours that has seen the fewest bits, cleared."""
     check = np.uint32(hashed >> np.uint64(32)) | np.uint32(1)
     first = hashed & mask
     second, third = first ^ np.uint64(1), first ^ np.uint64(2)
@@ -122,9 +122,9 @@ def _find_bucket(table, hashed, mask):
 
 # --- bit histories ----------------------------------------------------------------------------------------------------
 
-# A context gives the mixer three inputs: the stretch of p, the stretch of what the first StateMap makes of it, and that
-# probability as it is, less 1/2, weighed by the counter's confidence.  The second StateMap gives a fourth one.  A context that
-# has not been seen has no opinion: 0.
+# A context gives the mixer three inputs: the stretch of p, the stretch of the first StateMap's probability, and that
+# probability less 1/2, weighted by the counter's confidence.  The second StateMap gives a fourth one.  A context that has not
+# been seen has no opinion: 0.
 @njit(cache=True)
 def predict_histories(table, buckets, node, partial, orders, p_statemaps, node_statemaps, states, inputs, stretch):
     """Write 3 or 4 inputs for each context, and to states (N,) int64 its state in p_statemaps, or -1 if it has not been seen.
@@ -174,10 +174,10 @@ def update_histories(table, buckets, node, partial, p_statemaps, node_statemaps,
 
 @njit(cache=True)
 def find_match(matches, k, text, position, history, last_seen):
-    """Let match k go on, or look for a new one.  Returns the expected byte plus 256, and the match's length; or 0, 0.
+    """Continue match k, or look for a new one.  Returns the expected byte plus 256, and the match's length; or 0, 0.
 
-    history: the last 8 bytes, uint64.  last_seen (MATCHES, MATCH_HASHES) int32: where MATCH_MINIMUM[k] bytes of that hash
-    ended last.
+    history: the last 8 bytes, uint64.  last_seen (MATCHES, MATCH_HASHES) int32: the position after the last MATCH_MINIMUM[k]
+    bytes with that hash.
     """
     minimum, pointer, length = MATCH_MINIMUM[k], matches[k, MATCH_POINTER], matches[k, MATCH_LENGTH]
     hashed = (history << np.uint64(64 - 8 * minimum)) * MULTIPLIER >> np.uint64(64 - 18)
@@ -193,7 +193,7 @@ def find_match(matches, k, text, position, history, last_seen):
 
 @njit(cache=True)
 def update_matches(matches, text, byte):
-    """The next byte is known: each match grows by it, or ends."""
+    """Extend each match by the byte that came, or end it."""
     for k in range(MATCHES):
         if matches[k, MATCH_LENGTH]:
             matches[k, MATCH_LENGTH] = matches[k, MATCH_LENGTH] + 1 if text[matches[k, MATCH_POINTER]] == byte else 0
@@ -202,7 +202,7 @@ def update_matches(matches, text, byte):
 
 @njit(cache=True)
 def find_runs(runs, hashes, entries, expected, lengths):
-    """Write the expected byte plus 256 of each context, and how many times in a row it came, behind those of the matches.
+    """Write the expected byte plus 256 for each context, and how many times in a row it came, after those of the matches.
 
     runs (N, RUN_HASHES) uint16: length << 8 | byte.  entries (N,) int64 is written, for `update_runs`.
     """
@@ -224,7 +224,7 @@ def update_runs(runs, entries, byte):
 def predict_expected(expected, lengths, partial, bit, statemaps, states, inputs, first_input, stretch):
     """Write an input for each match and run: 0 unless the byte it expects begins with the bits so far.
 
-    statemaps (G, 2 * LENGTH_STEPS) uint32: whether the expected bit came, for each length and bit.  states (G,) int64 is
+    statemaps (G, 2 * LENGTH_STEPS) uint32: the probability of a 1, for each length and expected bit.  states (G,) int64 is
     written: the state looked up, or -1.
     """
     for k in range(len(expected)):
@@ -243,11 +243,11 @@ def update_expected(statemaps, states, bit, reciprocals):
 
 @njit(cache=True)
 def length_step(length):
-    """The length of a match or run in LENGTH_STEPS steps, of which the first are of one byte."""
+    """The length of a match or run, quantised to LENGTH_STEPS steps; the first 16 are of one byte."""
     return length if length < 16 else min(14 + length // 8, LENGTH_STEPS - 1)
 
 
 def new_length_statemap() -> np.ndarray:
-    """(2 * LENGTH_STEPS,) uint32: a match or run of n steps is wrong once in 2n + 4 times."""
+    """(2 * LENGTH_STEPS,) uint32: a match or run of n steps is wrong once in 2n + 4 times, to begin with."""
     wrong = P_ONE // (2 * np.arange(LENGTH_STEPS) + 4)
     return np.stack([wrong, P_ONE - wrong], 1).astype(np.uint32).reshape(-1) << 16

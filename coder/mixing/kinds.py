@@ -1,35 +1,35 @@
-"""The kind of data: text, or records of so many bytes, as far as the bytes before tell.  Nothing of it is in the file.
+"""The kind of data: text, or records of some number of bytes, as judged by the bytes before.  The file does not store it.
 
 Encoder and decoder look at the last WINDOW bytes now and then, and count:
 
-    control     bytes that text hardly has: below 32 or 127, but tab, line feed and carriage return; runs count once
-    broken      bytes from 128 on that are no UTF-8: no continuation where there has to be one, or one where there must not
-    equal[p]    bytes that are equal to the one p before, but not to the last one: runs say nothing of a period
+    control     bytes that are rare in text: 127 or below 32, except tab, line feed and carriage return; runs count once
+    broken      violations of UTF-8: no continuation byte where one is due, or one where none is
+    equal[p]    bytes that equal the one p before, but not the previous one: runs say nothing about a period
 
 Where control and broken are few, it is text.  Else the period is the shortest that has nearly as many equal bytes as the best
-one, less the mean of all periods, which is what chance makes equal.  Data without one, such as machine code, is taken for
-records of PLAIN bytes, in which most machines align what they store.
+one, both less the mean over all periods, which is due to chance.  Data without a period, such as machine code, is treated as
+records of PLAIN bytes, to which most machines align what they store.
 """
 
 import numpy as np
 from numba import njit
 
-WINDOW, STEP = 8192, 4096           # bytes that are looked at, and from one look to the next
-FIRST_LOOK = 256                    # bytes; then after twice as many, up to STEP
+WINDOW, STEP = 8192, 4096           # bytes that are looked at, and bytes from one look to the next
+FIRST_LOOK = 256                    # bytes; then at twice as many each time, up to STEP
 LONGEST_PERIOD = 512
 PLAIN = 4
-MOST_CONTROL, MOST_BROKEN = 32, 4   # one byte in so many
-EVIDENCE = 32                       # a period has to explain one byte in so many
+MOST_CONTROL, MOST_BROKEN = 32, 4   # text has fewer than one in so many bytes
+EVIDENCE = 32                       # a period has to explain one in so many bytes
 
 
 def next_look(position: int) -> int:
-    """The first position behind that one where the kind is looked at."""
+    """The first position after this one at which the kind is determined."""
     return max(FIRST_LOOK, 1 << position.bit_length()) if position < STEP else position - position % STEP + STEP
 
 
 @njit(cache=True)
 def find_period(text, position):
-    """The period, in bytes, of records before text[position], PLAIN where there is none; 0 in text.  text (size,) uint8."""
+    """The period, in bytes, of the records before text[position], PLAIN if there is none; 0 for text.  text (size,) uint8."""
     start = max(position - WINDOW, 0)
     size, control, broken, expected = position - start, 0, 0, 0
     fresh = np.zeros(size, np.uint8)                        # 1 where a byte differs from the last one
@@ -66,7 +66,7 @@ def find_period(text, position):
 
 @njit(cache=True)
 def count_equal(these, those, fresh):
-    """At how many places of three arrays (n,) uint8 these are those, and fresh is 1."""
+    """The number of places in three arrays (n,) uint8 where these equals those, and fresh is 1."""
     count = np.int32(0)
     for i in range(len(these)):
         count += np.int32(fresh[i] & (these[i] == those[i]))

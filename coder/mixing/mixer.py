@@ -1,4 +1,4 @@
-"""Context mixing, in the manner of PAQ: each bit is predicted by many models, whose predictions a small network adds up.
+"""Context mixing, in the manner of PAQ: each bit is predicted by many models, whose predictions a small network mixes.
 
                 ┌──▶ bit histories of each context, StateMaps ──┐
     the past ───┼──▶ run model of each context, StateMaps     ──┤     mixers, each with      final mixer
@@ -9,16 +9,16 @@ Predict a bit, code it, update every component that took part [Mahoney 2005; "Da
 decoder run the same `predict` and `update`; between the two, the bit goes into the range coder or comes out of it.
 
     logistic.py     the arithmetic: squash, stretch, mixer, StateMap, APM
-    contexts.py     what may tell the next byte, a table
+    contexts.py     what may predict the next byte, a table
     kinds.py        text or records: which contexts, in fast mode
     histories.py    what followed before: bit histories, run model, match model
     predict.py      the two steps, for one bit
     mixer.py        the state of all that; encoder and decoder of a block
 
-The GPT predicts a byte, with 256 frequencies.  They predict the next bit as well, given the bits before it: of the bytes that
-begin with those, the share of the ones that go on with a 1.
+The GPT predicts a byte, with 256 frequencies.  They predict the next bit as well, given the bits before it: p is the share,
+among the bytes that begin with those, of the ones that continue with a 1.
 
-The model lives on from block to block.  Before the first one it may learn from a text that both sides know: the primer.
+The model carries over from block to block.  Before the first one it may learn from a text that both sides know: the primer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,9 +37,9 @@ from .logistic import RECIPROCALS, SQUASH, STRETCH, WEIGHT_ONE, X_LIMIT, new_apm
 from .predict import (APM_1_CONTEXTS, APM_3_CONTEXTS, GPT_INPUTS, GPT_SELECTOR, MORE_SELECTORS, RECORD_SELECTORS,
                       SELECTORS, begin_byte, begin_bytes, predict, update)
 
-MOST_TABLE_BITS = 23                        # 2^23 buckets of 64 bytes: 512 MiB; otherwise 1/2 to 1 for each byte and context
-FAST_WEIGHT, FIRST_WEIGHT, GPT_WEIGHT = 0.12, 0.05, 0.2     # to begin with; fast mode has fewer inputs
-WEIGHTS_AFTER_PRIMER = 0.75                 # of the weights learned from a primer, where the GPT joins in afterwards
+MOST_TABLE_BITS = 23        # 2^23 buckets of 64 bytes: 512 MiB; below, 1/2 to 1 per byte and context, in fast mode half that
+FAST_WEIGHT, FIRST_WEIGHT, GPT_WEIGHT = 0.12, 0.05, 0.2     # initial ones; fast mode has fewer inputs
+WEIGHTS_AFTER_PRIMER = 0.75                 # factor of the weights learned from a primer, where the GPT joins in afterwards
 
 NO_FREQUENCIES = np.empty((0, 256), np.uint32)
 
@@ -71,9 +71,9 @@ class Memory(NamedTuple):
 class Mixing:
     """The model of a file of `size` bytes, primer included, with or without a GPT.
 
-    fast: fewer contexts and mixers, no run model.  kinds: in fast mode, other contexts where the data is no text (kinds.py).
-    contexts: ascending indices in CONTEXTS, to measure what others are worth.
-    trust: the first weights of a context and of the GPT, where they are not the usual ones.
+    fast: fewer contexts and mixers, no run model.  kinds: in fast mode, other contexts where the data is not text (kinds.py).
+    contexts: ascending indices in CONTEXTS, to measure what the omitted ones are worth.
+    trust: the initial weights of a context and of the GPT, in place of the usual ones.
     """
 
     def __init__(self, size: int, gpt: bool = False, fast: bool = False, contexts: Sequence[int] | None = None,
@@ -107,7 +107,7 @@ class Mixing:
         self._of_text, self._of_records = self.memory, self._for_records(weight) if kinds else None
 
     def _for_records(self, weight):
-        """The same memory with the contexts of records, and with StateMaps and weights of their own."""
+        """The same memory with the contexts of records, which have StateMaps and weights of their own."""
         N, K, rows = len(RECORD_CONTEXTS), len(RECORD_SELECTORS), np.cumsum([0, *RECORD_SELECTORS])
         weights = np.zeros((rows[-1], 3 * N + MATCHES + 1), np.int32)
         weights[:, 0:3 * N:3] = weights[:, 1:3 * N:3] = weights[:, 3 * N:3 * N + MATCHES] = weight
@@ -117,9 +117,9 @@ class Mixing:
             final_weights=np.full((256, K), WEIGHT_ONE // K, np.int32))
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The parts (start, stop) of that much of the text, each of one kind, for which `memory` is made ready.
+        """Split text[start:stop] into parts (start, stop) of one kind each, and set `memory` for each as it is yielded.
 
-        The text before a part must be known when the part is asked for.
+        The text before a part must be known when the part is requested.
         """
         while start < stop:
             end = min(stop, next_look(start)) if self._of_records else stop
@@ -134,7 +134,7 @@ class Mixing:
             self.memory.weights[:, [-3, -1]] = int(WEIGHT_ONE * self.gpt_weight)
 
     def prime(self, data: bytes) -> None:
-        """Learn from data before the first block, as if it was coded."""
+        """Learn from data before the first block, as if it were coded."""
         symbols = np.frombuffer(data, np.uint8).astype(np.int64)
         MixingEncoder(self, len(data)).encode(symbols, 0)
         if self.gpt:
@@ -142,7 +142,7 @@ class Mixing:
             self._trust_gpt()
 
     def begin(self, size: int) -> int:
-        """A block of `size` bytes begins: its position in the text.  ValueError if it does not fit in."""
+        """Begin a block of `size` bytes; returns its position in the text.  ValueError if it does not fit."""
         if self.end + size > len(self.memory.text):
             raise ValueError(f"the mixing model was made for {len(self.memory.text)} bytes, not for {self.end + size}")
         self.end += size
@@ -157,7 +157,7 @@ class MixingEncoder:
         self._state, self._code = start_encoding()
 
     def encode(self, symbols: np.ndarray, start: int, frequencies: np.ndarray | None = None) -> None:
-        """Append symbols (n,) int64, the bytes from `start` on in the block; all before them must have been encoded.
+        """Encode symbols (n,) int64, the bytes from `start` on in the block; all before them must have been encoded.
 
         frequencies: (n, 256) uint32, what the GPT predicts for each.
         """
@@ -168,7 +168,7 @@ class MixingEncoder:
 
     @property
     def size(self) -> int:
-        """How many bytes have left so far; `finish` gives at most one more."""
+        """How many bytes of code have been written so far; `finish` adds at most one more."""
         return int(self._state[LENGTH])
 
     def finish(self) -> bytes:
@@ -185,7 +185,7 @@ class MixingDecoder:
         self._state = start_decoding(self._code)
 
     def decode(self, symbols: np.ndarray, start: int, frequencies: np.ndarray | None = None) -> None:
-        """Write the bytes from `start` on in the block to symbols (n,) int64.  A damaged code gives some other bytes.
+        """Write the bytes from `start` on in the block to symbols (n,) int64.  A damaged code gives wrong bytes, no error.
 
         frequencies: as they were encoded with.
         """
@@ -196,7 +196,7 @@ class MixingDecoder:
 
     @property
     def overrun(self) -> int:
-        """Bytes that were missing so far; more than 0 proves that the code was cut off or damaged."""
+        """How many bytes were missing so far; more than 0 proves that the code was cut off or damaged."""
         return overrun(self._state, self._code)
 
 
@@ -208,7 +208,7 @@ def _contiguous(frequencies):
 
 @njit(cache=True)
 def _encode(memory, fast, gpt, start, frequencies, state, code, symbols):
-    """MixingEncoder.encode, from position `start` on.  Returns the buffer of the code, maybe a larger one."""
+    """MixingEncoder.encode, from position `start` on.  Returns the code's buffer, which may be a new, larger one."""
     scratch = begin_bytes(memory, fast, gpt, start, frequencies)
     code = make_room(state, code, len(symbols))
     for i in range(len(symbols)):

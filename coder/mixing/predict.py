@@ -1,6 +1,6 @@
-"""One bit: each component predicts it, mixers weigh the predictions, APMs refine the mix, and all learn what the bit was.
+"""One bit: each component predicts it, mixers weight the predictions, APMs refine the mix, and all learn what the bit was.
 
-Throughout, `partial` is the bits of the byte so far, behind a leading 1; `bit` is how many they are, 0 .. 7.
+Throughout, `partial` is the bits of the byte so far, behind a leading 1; `bit` is the number of them, 0 .. 7.
 """
 
 from typing import NamedTuple
@@ -14,27 +14,27 @@ from .histories import (LONG_MATCH, MATCHES, SHORT_MATCH, find_buckets, find_mat
                         predict_histories, prefetch_buckets, update_expected, update_histories, update_matches, update_runs)
 from .logistic import P_ONE, X_LIMIT, dot_product, refine, train, update_apm
 
-# Each mixer selects a row of its weights by a small context.  How many rows that makes (`predict` says which):
+# Each mixer selects a row of its weights by a small context.  The number of rows of each (the contexts are in `predict`):
 SELECTORS = 256, 16 * 8, 256            # partial; length of the long match, confidence of the orders; order 1
 MORE_SELECTORS = 256, 256, 256          # not in fast mode: second byte back; word length, bit, short match; column
 RECORD_SELECTORS = *SELECTORS, 256      # of records, in fast mode: column
 GPT_SELECTOR = 16 * 8                   # confidence of the GPT, confidence of the orders
 GPT_INPUTS = 3
 BIAS = 256                              # an input of 1.0
-FIRST_RATE, LAST_RATE = 20, 3           # of the mixers, in units of 2^-12
-RATE_PERIOD = 2048                      # bytes, after each of which the rate falls by 1
+FIRST_RATE, LAST_RATE = 20, 3           # learning rates of the mixers, in units of 2^-12
+RATE_PERIOD = 2048                      # bytes after which the rate falls by 1
 FINAL_RATE = 2                          # of the final mixer
 APM_1_CONTEXTS = 2 ** 16                # order 1 and partial
 APM_3_CONTEXTS = 2 ** 13                # order 3 and partial, hashed: so few that the curves stay in a cache
 
 
 class Scratch(NamedTuple):
-    """What lives for a byte or a bit, and which parts there are; made once for all bytes of a call."""
+    """Scratch buffers for a byte or a bit, and which parts of the model there are; made once for all bytes of a call."""
     fast: bool
     gpt: bool                       # the mixers have inputs for a GPT, and a selector
     has_frequencies: bool           # it predicts these bytes; it does not predict a primer
     orders: int                     # how many of the selected contexts are orders whose confidence counts
-    values: np.ndarray              # (ALL_CONTEXTS,) uint64: of the contexts; see `hash_contexts`
+    values: np.ndarray              # uint64: of the contexts; for its length, see `hash_contexts`
     hashes: np.ndarray              # (N,) uint64: of the selected contexts
     buckets: np.ndarray             # (N,) uint64: index in table
     history_states: np.ndarray      # (N,) int64: index in p_statemaps, or -1
@@ -49,7 +49,7 @@ class Scratch(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Of a bit, and what `update` needs to know of it."""
+    """The prediction of a bit, and what `update` needs to know of it."""
     p: int                          # that it is 1
     mixed: int                      # the same, before the APMs
     apm_1_point: int
@@ -72,8 +72,8 @@ def begin_bytes(memory, fast, gpt, start, frequencies):
     return scratch
 
 
-# Reading an array out of a tuple, Numba counts a reference to it, atomically: in this loop three quarters of the time.  What
-# allocates nothing can be compiled without (its run-time system, NRT, is for that): the caller holds all arrays anyway.
+# Numba counts references to each array read from a tuple, atomically, which would take three quarters of this loop's time.
+# Functions that allocate nothing can do without its runtime (NRT), which does that: the caller holds all arrays anyway.
 UNCOUNTED = dict(cache=True, _nrt=False)
 
 
@@ -87,7 +87,7 @@ def hash_next(memory, scratch, position):
 
 @njit(**UNCOUNTED)
 def begin_byte(memory, scratch, position, frequencies, i):
-    """What is the same for all bits of the byte: which bytes are expected, and what the GPT says."""
+    """Compute what is the same for all bits of the byte: which bytes are expected, and the sums of the GPT's frequencies."""
     for k in range(MATCHES):
         scratch.expected[k], scratch.lengths[k] = find_match(memory.matches, k, memory.text, position, memory.past[HISTORY],
                                                              memory.last_seen)
@@ -98,7 +98,7 @@ def begin_byte(memory, scratch, position, frequencies, i):
 
 @njit(cache=True)
 def sum_frequencies(frequencies, i, sums):
-    """sums (512,) int64: at 256 + byte its frequency, at each `partial` the sum of the bytes that begin with those bits."""
+    """Write sums (512,) int64: at 256 + byte its frequency, at each `partial` the sum over the bytes that begin so."""
     for byte in range(256):
         sums[256 + byte] = np.int64(frequencies[i, byte])
     for partial in range(255, 0, -1):
@@ -153,7 +153,7 @@ def predict(memory, scratch, position, partial, bit):
 
 @njit(**UNCOUNTED, forceinline=True)
 def update(memory, scratch, position, partial, bit, prediction, y):
-    """Learn that the bit is y.  The buckets of the next nibble are prefetched before, and arrive meanwhile."""
+    """Learn that the bit is y.  The buckets of the next nibble are prefetched first, and arrive in the meantime."""
     longer = partial << 1 | y
     if bit == 7:
         end_byte(memory, scratch, position, longer & 255)
@@ -175,7 +175,7 @@ def update(memory, scratch, position, partial, bit, prediction, y):
 
 @njit(**UNCOUNTED)
 def end_byte(memory, scratch, position, byte):
-    """The byte at `position` is known."""
+    """Learn the byte at `position`, and hash the contexts of the next."""
     update_runs(memory.runs, scratch.run_entries, byte)
     update_past(memory.past, memory.text, position, memory.followers, byte)
     update_matches(memory.matches, memory.text, byte)

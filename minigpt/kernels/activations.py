@@ -125,8 +125,8 @@ def _gelu_backward(vector, dy, x, dx):
 def gelu_backward(dy, x, dx):
     """Write dx, for |x| < 1e12.
 
-    Beyond, where the derivative is 0 or 1 to the last bit, the result is wrong: for x < -1e12 the slope grows faster than the
-    gate closes (it stays at 1 / (1 + e^88)), and from |x| = 1.8e19 on, where x^2 overflows, it is infinite or NaN.
+    Beyond, the derivative should be 0 or 1 to the last bit, but the result is wrong: for x < -1e12 the slope keeps growing
+    while the gate stays at 1 / (1 + e^88), and from |x| = 1.8e19 on, where x^2 overflows, it is infinite or NaN.
     """
     parallel_for(_vectors(x), _gelu_backward, dy, x, dx)
 
@@ -154,7 +154,7 @@ def _swiglu_forward(vector, z, x, y):
 
 @njit(cache=True)
 def swiglu_forward(z, x, y):
-    """y = silu(z) * x  [Shazeer 2020], for z > -1e12: beyond, the gate stays at 1 / (1 + e^88), which does not close it."""
+    """y = silu(z) * x  [Shazeer 2020], for z > -1e12: below, the sigmoid stays at 1 / (1 + e^88) instead of going to 0."""
     parallel_for(_vectors(x), _swiglu_forward, z, x, y)
 
 

@@ -64,7 +64,7 @@ def _divide_row(x, row, divisor):
 
 @linked(types.void(MATRIX, MATRIX, MATRIX, types.float32, MATRIX, ROW, ROW))
 def _attend(q, k, v, scale, out, peak, total):
-    T, before = len(q), len(k) - len(q)         # the queries are those of the last T keys
+    T, before = len(q), len(k) - len(q)         # the queries belong to the last T keys
     keys, values = _packed(k.T), _packed(v)
     width = len(keys) * WIDTH
     scores = np.empty((QUERY_ROWS, width), np.float32)
@@ -98,8 +98,8 @@ def attention_forward(q, k, v, heads, T, scale, out, peak, total):
 
 # With P = softmax(S), S = scale * q k^T and out = P v:
 #   dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(P * dP)),  dq = scale * dS k,  dk = scale * dS^T q
-# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  The heads of a group share k and v, so dk and dv add up what each
-# of them contributes, in turn.  P is recomputed from the row max and sum (peak and total), as in
+# and rowsum(P * dP) = rowsum(dout * out), which needs no P.  The heads of a group share k and v, so their contributions to dk
+# and dv are added up, head by head.  P is recomputed from the row max and sum (peak and total), as in
 # FlashAttention [Dao et al. 2022], which takes less memory traffic than saving it.
 @linked(types.void(MATRIX, MATRIX, MATRIX, MATRIX, MATRIX, ROW, ROW, types.float32, MATRIX, MATRIX, MATRIX))
 def _attend_backward(dout, q, k, v, out, peak, total, scale, dq, dk, dv):       # writes dq, adds to dk and dv
@@ -139,13 +139,13 @@ def _attend_group_backward(pair, dout, q, k, v, out, peak, total, heads, T, scal
 
 @njit(cache=True)
 def attention_backward(dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv):
-    """Write dq (B * T, H * D), dk and dv (B * T, Hkv * D) from dout (B * T, H * D), and from what attention_forward read and
-    wrote."""
+    """Write dq (B * T, H * D), dk and dv (B * T, Hkv * D), given dout (B * T, H * D) and the inputs and outputs of
+    attention_forward."""
     pairs = len(q) // T * (heads * k.shape[1] // q.shape[1])
     parallel_for(pairs, _attend_group_backward, dout, q, k, v, out, peak, total, heads, T, scale, dq, dk, dv)
 
 
-# --- with a cache of the keys and values before ------------------------------------------------------------------------
+# --- with a cache of the earlier keys and values -----------------------------------------------------------------------
 
 class HeldFloats(NamedTuple):
     """The keys and values that a cache holds; those of a quantised model are HeldIntegers."""
@@ -154,17 +154,17 @@ class HeldFloats(NamedTuple):
 
 
 def hold_floats(n_layer: int, S: int, heads: int, length: int, D: int) -> HeldFloats:
-    """Room for `length` keys and values of D channels, in each layer, sequence and head."""
+    """Room for `length` keys and values of D channels in each layer, sequence and head."""
     return HeldFloats(np.zeros((n_layer, S, heads, D, (length + LANES - 1) // LANES * LANES), np.float32),
                       np.zeros((n_layer, S, heads, length, D), np.float32))
 
 
 def put(held, n, s, g, place, k, v):
-    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n."""
+    """Write the key k (D,) and the value v (D,) to a place of head g of sequence s in layer n."""
 
 
 def attend_rows(q, held, n, s, g, count, more, scale, out):
-    """out (N, D) of queries q (N, D), of which the first attends to `count` places of that head, each next to `more` more."""
+    """out (N, D) of queries q (N, D): the first attends to the head's first `count` places, each next query to `more` more."""
 
 
 @overload(put)
@@ -175,7 +175,7 @@ def _put(held, n, s, g, place, k, v):
             held.values[n, s, g, place, d] = v[d]
     if held.instance_class is HeldFloats:
         return floats
-    from .quantised_attention import put_integers           # here, since importing it compiles it, which training does not need
+    from .quantised_attention import put_integers           # here, since importing compiles it, which training does not need
     return put_integers
 
 
@@ -196,7 +196,7 @@ def _attend_rows(q, held, n, s, g, count, more, scale, out):
 
 @njit
 def _attend_few(q, keys, values, count, scale, out):
-    """As `_attend`, of few queries, which attend to the first `count` of keys (D, length) and values (length, D)."""
+    """As `_attend`, for few queries, which all attend to the first `count` of keys (D, length) and values (length, D)."""
     width = keys.shape[1]
     whole = min(_whole_panels(count), width)                                        # whole tiles are faster
     weights, totals = np.empty((len(q), width), np.float32), np.empty(len(q), np.float32)
@@ -210,10 +210,10 @@ def _attend_few(q, keys, values, count, scale, out):
 
 @njit(cache=True)
 def attend_one(q, k, v, held, n, first, row, g, place, scale, out):
-    """Attention for one more token, in the heads that share head g of the keys: a row of `attention_forward`, bit for bit.
+    """Attention for one more token, in the heads that share key head g: a row of `attention_forward`, bit for bit.
 
-    q, out (S, H * D); k, v (S, Hkv * D), of which it takes a row.  In layer n the cache holds `place` tokens before this one,
-    and receives its own; its sequence number `first` is the one of row 0.
+    q, out (S, H * D); k, v (S, Hkv * D), of which only `row` is used.  In layer n the cache holds `place` tokens before this
+    one, and receives its key and value; row 0 is the cache's sequence number `first`.
     """
     D, group, s = k.shape[1] // held.keys.shape[2], q.shape[1] // k.shape[1], first + row
     put(held, n, s, g, place, k[row, g * D:(g + 1) * D], v[row, g * D:(g + 1) * D])
@@ -243,8 +243,8 @@ def _attend_held(pair, q, held, n, first, heads, place, T, scale, out):
 
 @njit(cache=True)
 def attention_continued(q, k, v, heads, held, n, first, place, T, scale, out):
-    """As `attention_forward`, of T new tokens of each sequence: in layer n the cache holds `place` tokens before them, to
-    which they attend as well, and receives theirs.  Its sequence number `first` is the first of these.
+    """As `attention_forward`, for T new tokens of each sequence: in layer n the cache holds `place` tokens before them, to
+    which they attend as well, and receives their keys and values.  The first sequence is the cache's number `first`.
 
     q, out (S * T, H * D), with H = heads; k, v (S * T, Hkv * D).
     """

@@ -1,14 +1,14 @@
-"""A decode step: the forward pass for one more token of each sequence, with the keys and values before it in a cache.
+"""A decode step: the forward pass for one more token of each sequence, with the earlier keys and values in a cache.
 
-Called one at a time, the kernels of a forward pass would spend most of a token's time in the calls.  Here the whole network is
-one kernel, which shares the work among threads in one of two ways:
+If the kernels of a forward pass were called one by one, most of a token's time would be call overhead.  Here the whole network
+is one kernel, which divides the work among threads in one of two ways:
 
     by rows       Rows are independent, so each thread takes some rows through the whole network to their logits, without
                   any synchronisation.  But every thread reads all weights.
     by columns    The threads divide the output columns of each layer among them and synchronise after it.  Each reads only
                   its share of the weights, which is what counts when there are few rows and many weights.
 
-Every output is computed by the same functions as in the kernels for whole windows, in the same order; so it has the same bits.
+Every output is computed by the same functions as in the kernels for whole windows, in the same order, so it has the same bits.
 """
 
 from typing import NamedTuple
@@ -30,17 +30,18 @@ RELU, GELU, _, SWIGLU = ACTIVATIONS.values()
 
 
 class NetworkWeights(NamedTuple):
-    """All that a decode step reads of a network, the weights of all blocks in one array each.
+    """All that a decode step reads of a network: one array for each kind of weight, stacked over the blocks.
 
-    Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  Of a model of 8 bits they are Quantised.
-    What a network lacks has length 0, not None, so that one compilation serves all networks of floats, and one all of integers.
+    Matrices are packed (see `pack`): "packed (K, M)" is an array (panels, K, WIDTH).  In an 8-bit model they are Quantised.
+    What a network lacks has length 0 and is not None, so that one compilation serves all float networks, and one all integer
+    networks.
     """
-    tokens: np.ndarray                          # (V, C): the token embedding; of length 0 if it is tied to the head
+    tokens: np.ndarray                          # (V, C): the token embedding; of length 0 if tied to the head
     positions: np.ndarray                       # (block_size, C): learned positions
     epsilon: np.float32                         # of the norms
     norm_first: bool                            # norms before the sublayers; else after the residual sums
     attention_norm: np.ndarray                  # (n_layer, C): gains
-    attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, so also in the other norms
+    attention_norm_bias: np.ndarray             # (n_layer, C); of length 0 for RMSNorm, as are the biases of the other norms
     query: np.ndarray                           # n_layer times packed (C, C)
     query_bias: np.ndarray                      # (n_layer, C)
     key: np.ndarray                             # n_layer times packed (C, kv_width)
@@ -67,23 +68,23 @@ class NetworkWeights(NamedTuple):
     contract_bias: np.ndarray
     last_norm: np.ndarray                       # (1, C): before the head
     last_norm_bias: np.ndarray
-    head: np.ndarray                            # once packed (C, V)
+    head: np.ndarray                            # one packed (C, V)
     head_bias: np.ndarray                       # (1, V)
 
 
 # --- matrices of floats, or of integers ---------------------------------------------------------------------------------
-# The latter are imported where they occur: importing them compiles them, which takes seconds, and most models have none.
+# The integer kernels are imported where they are used: importing compiles them, which takes seconds, and few models need them.
 
 def prepare(x, matrix):
-    """What `multiply` takes of x (S, K) for this matrix, in panels of floats or Quantised."""
+    """x (S, K) in the form in which `multiply` takes it for this matrix, which is in float panels or Quantised."""
 
 
 def multiply(x, matrix, n, i, rows, j, columns, y):
-    """y[i:rows, j:columns] = those rows of what `prepare` returned @ those columns of number n of the matrices."""
+    """y[i:rows, j:columns] = rows i:rows of what `prepare` returned @ columns j:columns of matrix n."""
 
 
 def element(matrices, k, j):
-    """Element (k, j) of the first of the matrices, as a float."""
+    """Element (k, j) of the first matrix, as a float."""
 
 
 @overload(prepare)
@@ -131,11 +132,11 @@ def _element(matrices, k, j):
 
 @njit(cache=True)
 def step(ids, weights, held, first, place, position, down, across, logits):
-    """Write the logits (S, V) that follow the tokens ids (S,), which stand at `position` of their sequences.
+    """Write the logits (S, V) that follow the tokens ids (S,), each at `position` in its sequence.
 
-    weights is a NetworkWeights; held is the cache's, whose sequences these are from number `first` on.  It holds `place` tokens
-    before these, and receives their keys and values.  The rows are shared out among `down` threads; those of a share compute
-    with the matrices' columns shared out among `across`.  One of the two is 1: loops do not nest (see `parallel_for`).
+    weights is a NetworkWeights; held holds the cached keys and values, where row 0 is sequence number `first`: `place` tokens
+    before these, whose own are added.  The rows are divided among `down` threads, or the columns of the matrices among
+    `across`.  One of the two is 1: parallel loops do not nest (see `parallel_for`).
     """
     parallel_for(down, _step_of_rows, ids, weights, held, first, place, position, down, across, logits)
 
@@ -177,7 +178,7 @@ def _step_of_rows(share, ids, weights, held, first, place, position, down, threa
         _add(x, y)
         if not norm_first:
             x = _norm(x, feed_forward_norm, n, epsilon)
-    first_of_one = np.int64(0)              # for a literal, Numba would compile these functions once more
+    first_of_one = np.int64(0)              # for a literal 0, Numba would compile these functions once more
     normed = _norm(x, (w.last_norm, w.last_norm_bias), first_of_one, epsilon)
     parallel_for(threads, _linear, prepare(normed, head), (head, w.head_bias), first_of_one, threads, logits)
 
@@ -193,9 +194,9 @@ def _embed(ids, position, tokens, positions, head, x):
 
 @njit
 def _columns(task, x, matrices, n, threads, y):
-    """The share of one of `threads` tasks in y = x @ number n of packed matrices: first row, last + 1, first column, last + 1.
+    """Compute a task's share of y = x @ matrix n; returns its first row, last row + 1, first column, last column + 1.
 
-    The columns are divided first; the rows, too, where there are more threads than pieces of BROAD columns.
+    The columns are divided first; the rows as well where there are more threads than pieces of BROAD columns.
     """
     S, M = y.shape
     pieces = (M + BROAD - 1) // BROAD
@@ -211,8 +212,7 @@ def _columns(task, x, matrices, n, threads, y):
 
 @njit
 def _linear(task, x, layer, n, threads, y):
-    """A task's share of y = x @ weight + bias; layer is (packed weights, biases), of which it takes number n.
-    Returns what `_columns` returns."""
+    """A task's share of y = x @ weight + bias, number n of layer = (packed weights, biases).  Returns as `_columns` does."""
     weights, biases = layer
     i, rows, j, columns = _columns(task, x, weights, n, threads, y)
     for row in range(i, rows):

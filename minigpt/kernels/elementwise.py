@@ -6,7 +6,7 @@ from numba import njit
 from .lanes import ONE, ZERO
 from .threads import parallel_for
 
-BLOCK = 4096        # elements of an iteration, a loop that the compiler makes into vectors
+BLOCK = 4096        # elements per iteration, in a loop that the compiler vectorises
 
 
 # --- residual connections ---------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def _apply_mask(block, x, keep, scale, y):
 
 @njit(cache=True)
 def apply_mask(x, keep, scale, y):
-    """y = scale * x where keep, else 0; its own derivative.  All arrays are flat; y may be x."""
+    """y = scale * x where keep, else 0; also its own backward pass.  All arrays are flat; y may be x."""
     parallel_for((x.size + BLOCK - 1) // BLOCK, _apply_mask, x, keep, scale, y)
 
 
@@ -46,14 +46,14 @@ def apply_mask(x, keep, scale, y):
 def adamw(weight, gradient, mean, square, clip, rate, decay, beta1, beta2, correction1, correction2, epsilon):
     """One step of AdamW [Loshchilov and Hutter 2019] on flat arrays, in place.  All scalars are float32.
 
-    clip scales the gradient; rate is the learning rate, decay = 1 - rate * weight decay; correction1 and correction2 are
-    1 / (1 - beta^step).
+    mean and square are the moment estimates; clip scales the gradient; rate is the learning rate, decay = 1 - rate * weight
+    decay; correction1 and correction2 are 1 / (1 - beta^step) of beta1 and beta2.
     """
     parallel_for((weight.size + BLOCK - 1) // BLOCK, _adamw, weight, gradient, mean, square, clip, rate, decay, beta1, beta2,
                  correction1, correction2, epsilon)
 
 
-@njit(error_model="numpy")          # Python's would ask before each division whether to raise an exception
+@njit(error_model="numpy")          # Python's would test every divisor for zero
 def _adamw(block, weight, gradient, mean, square, clip, rate, decay, beta1, beta2, correction1, correction2, epsilon):
     own = slice(block * BLOCK, (block + 1) * BLOCK)
     weight, gradient, mean, square = weight[own], gradient[own], mean[own], square[own]

@@ -79,7 +79,7 @@ def _first(builder, count):
 
 
 def _operation(build, arguments):
-    """An intrinsic that maps `arguments` vectors to one, from `build(builder, *llvm values)`."""
+    """An intrinsic that maps `arguments` vectors to one; `build(builder, *llvm values)` emits its code."""
     def make(typing):
         return float32x16(*[float32x16] * arguments), lambda context, builder, sig, args: build(builder, *args)
     if arguments == 1:
@@ -163,8 +163,8 @@ minimum = _operation(lambda builder, x, y: builder.select(builder.fcmp_ordered("
 def named(function, name):
     """The function under a name of its own.
 
-    The linker identifies a function by its name, its types and a number that Numba counts up anew in each process.  So of two
-    functions of the same name it could link the one, from the cache, in place of the other, which has the same number here.
+    The linker identifies a function by its name, its types and a number that Numba counts anew in each process.  So a function
+    from the cache could be linked in place of another with the same name that happens to have the same number here.
     """
     function.__qualname__ = name
     return function
@@ -206,8 +206,8 @@ def keep_first(typing, x, count, fill):
 # the low bits of the sum, from where it is shifted into the exponent.  ln 2 is split in two parts, so that r keeps its low
 # bits [Cody and Waite 1980]; exp(r) is its Taylor polynomial, whose first omitted term is below 1.1e-8.
 _ROUND = 12582912.0                                   # 1.5 * 2^23
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4     # the first has 10 bits: n * _LN2_HIGH is exact
-_LOWEST, _HIGHEST = -87.0, 88.0                       # results stay normal numbers; below there is 0
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4     # the first has 9 bits: n * _LN2_HIGH is exact
+_LOWEST, _HIGHEST = -87.0, 88.0                       # results stay normal numbers; below, the result is 0
 
 
 def _exp(builder, x):

@@ -4,7 +4,7 @@ Numba compiles a copy of each function into every kernel that calls it, and into
 loop, a wrapper around that, and the kernel itself.  For a short function this is right, since it can be inlined.  For a long
 one, such as the matrix product in attention, it takes time and gains nothing.
 
-Whatever is compiled is announced, since a first run takes half a minute longer than the others.
+Compilation is announced, since it makes the first run half a minute longer than later ones.
 """
 
 import inspect
@@ -18,14 +18,14 @@ from numba.extending import intrinsic
 
 
 def linked(signature: types.Type) -> Callable:
-    """As njit for one signature that returns nothing, but compiled on its own; kernels call it by its symbol.
+    """Like njit for a single signature that returns nothing, but compiled on its own; kernels call it by its symbol.
 
-    signature: types.void(...) of the arguments.
+    signature: types.void(...) of the argument types.
     """
     def decorate(function):
         symbol = f"{function.__module__}.{function.__qualname__}"
         (code,) = njit(signature, cache=True)(function).overloads.values()
-        # Registered anew in each process, so callers that come from the cache find it wherever it was loaded.
+        # Registered anew in each process, so that callers loaded from the cache find it at its present address.
         binding.add_symbol(symbol, code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
 
         def call(typing, *arguments):

@@ -14,12 +14,12 @@ schedules whole chains without changing any of them:
       ├────┤  ▓▓   tile
       └────┘  ░░
 
-The tiles of HEIGHT rows pass by one panel after the other, so that this block of a stays in the second-level cache while all
-panels of b come from beyond it, each prefetched while the one before it is multiplied [Goto and van de Geijn 2008].  Where a
-is a transpose, the block is packed as well.
+A block of HEIGHT rows of a is multiplied by one panel after the other: it stays in the second-level cache, while the panels of
+b come from beyond, each prefetched while the one before it is multiplied [Goto and van de Geijn 2008].  Where a is a transpose,
+the block is packed as well.
 
-The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16), otherwise 6 x 16.  Other tiles
-cover the edges: a narrow one the last columns, broad and low ones the last rows.
+The tile's shape follows the register file: 8 x 32 floats with AVX-512 (32 registers of 16 floats), otherwise 6 x 16.  Other
+tiles cover the edges: a narrow one the last columns, broad and low ones the last rows.
 """
 
 from functools import cache
@@ -43,9 +43,9 @@ BROAD = 2 * WIDTH            # columns of a tile with LOW rows, or a single one:
 GROUP = 4                    # panels of b, or tiles of a, that are packed at a time
 DEPTH = 384                  # steps of k in a panel: DEPTH * WIDTH floats are 48 KiB at most
 HEIGHT = 192                 # rows of a block of a, a multiple of the tile heights: DEPTH * HEIGHT floats are 288 KiB
-COLUMNS = 1024               # of b are packed at a time: DEPTH * COLUMNS floats are 1.5 MiB
-REUSE = 128                  # columns of b for which it pays to pack a block of a
-FEW_COLUMNS = 4              # so few that are left over are computed as rows of the transpose
+COLUMNS = 1024               # columns of b packed at a time: DEPTH * COLUMNS floats are 1.5 MiB
+REUSE = 128                  # a block of a is packed only where b has more columns than this
+FEW_COLUMNS = 4              # up to this many leftover columns are computed as rows of the transpose
 FLOAT, CACHE_LINE = 4, 64    # bytes
 
 MATRIX = types.Array(types.float32, 2, "A")     # any strides, so that one compilation serves all layouts
@@ -71,7 +71,7 @@ def address_of(typing, array, offset):
 
 @intrinsic
 def _after(typing, address, offset):
-    """The address `offset` bytes after another."""
+    """The address `offset` bytes after `address`."""
     def generate(context, builder, sig, args):
         return builder.bitcast(behind(builder, *args), ir.PointerType(ir.FloatType()))
     return _float(_float, intp), generate
@@ -126,7 +126,7 @@ def _make_tile(rows, width):
 
 
 _tile = _make_tile(ROWS, WIDTH)
-_narrow_tile = _make_tile(ROWS, LANES)       # with AVX2 the same function as _tile, by way of the cache (see `named`)
+_narrow_tile = _make_tile(ROWS, LANES)       # without AVX-512, @cache makes it the same function as _tile (see `named`)
 _low_tile = _make_tile(LOW, BROAD)
 _row_tile = _make_tile(1, BROAD)
 _short_tile = _make_tile(1, WIDTH)
@@ -136,7 +136,7 @@ _short_tile = _make_tile(1, WIDTH)
 
 @intrinsic
 def _transpose(typing, source, source_row, target, target_row):
-    """Copy the transpose of a block (LANES, LANES) from one address to another; the distances of rows are in bytes."""
+    """Copy the transpose of a block (LANES, LANES) from one address to another; row strides are in bytes."""
     def generate(context, builder, sig, args):
         source, source_row, target, target_row = args
         vector = ir.PointerType(ir.VectorType(ir.FloatType(), LANES))
@@ -173,8 +173,7 @@ def panels_of(M):
 def pack_columns(b, panels):
     """Copy b (depth, M) to panels (at least panels_of(M), depth, WIDTH), on one thread.
 
-    They are padded with zeros: a broad tile multiplies the padding, too, and what was in the memory could be subnormal, and
-    slow.
+    They are padded with zeros: a broad tile multiplies the padding, too, and leftovers in memory could be subnormal, and slow.
     """
     depth, M = b.shape
     b_row, b_column = b.strides
@@ -213,7 +212,7 @@ def _copy_rows(typing, source, target):
 
 @njit
 def _pack_rows(a, block):
-    """Copy a (N, depth), whose columns are contiguous, to tiles of ROWS rows: depth columns of ROWS floats each."""
+    """Copy a (N, depth) to tiles of ROWS rows: depth columns of ROWS floats each.  Fast where columns of a are contiguous."""
     N, depth = a.shape
     whole = N // ROWS * ROWS if a.strides[0] == FLOAT else 0
     for i0 in range(0, whole, GROUP * ROWS):
@@ -246,7 +245,7 @@ def _store_edge(out, edge):
 def _multiply(a, b, b_step, b_panel, out, accumulate):
     """out (N, M) = or += a (N, depth) @ the columns at address b, on one thread.
 
-    b_step is the distance of the rows of b, b_panel that of its panels, in bytes.
+    b_step is the distance between rows of b, b_panel that between its panels, in bytes.
     """
     (N, depth), M, out_row = a.shape, out.shape[1], out.strides[0]
     packs = a.strides[1] != FLOAT and N >= ROWS and M > REUSE
@@ -260,7 +259,7 @@ def _multiply(a, b, b_step, b_panel, out, accumulate):
             origin, tile_row, a_row, a_step = address_of(block, 0), depth * FLOAT, FLOAT, ROWS * FLOAT
         else:
             origin, tile_row, a_row, a_step = address_of(a, i0 * a.strides[0]), a.strides[0], a.strides[0], a.strides[1]
-        for j0 in range(0, M, BROAD):               # two panels at a time, so that they are still in a cache for the last rows
+        for j0 in range(0, M, BROAD):               # two panels at a time, so that the last rows still find them in cache
             for j in range(j0, min(j0 + BROAD, M) if whole else j0, WIDTH):
                 right, columns = _after(b, j // WIDTH * b_panel), min(WIDTH, M - j)
                 for i in range(0, whole, ROWS):
@@ -317,12 +316,12 @@ def product(a, b, out, accumulate):
     rest = M % WIDTH if M % WIDTH <= FEW_COLUMNS and N > 2 * ROWS else 0
     if done < M - rest:
         _pack_and_multiply(a, b[:, done:M - rest], out[:, done:M - rest], accumulate)
-    if rest:                                        # too few columns for a tile, but enough rows
+    if rest:                                        # too few columns for a tile, but enough rows for one
         transposed = np.empty((rest, N), np.float32)
         for j in range(rest if accumulate else 0):
             for i in range(N):
                 transposed[j, i] = out[i, M - rest + j]
-        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed[:, :N], accumulate)       # its own strides, as `out` above
+        _pack_and_multiply(b[:, M - rest:].T, a.T, transposed[:, :N], accumulate)       # sliced, it has the type of `out` above
         for j in range(rest):
             for i in range(N):
                 out[i, M - rest + j] = transposed[j, i]
@@ -339,7 +338,7 @@ def product_packed(a, panels, out, accumulate):
 
 @njit
 def part_of(N, M, threads):
-    """(rows, columns) that a thread computes of an output (N, M): whole tiles, and little to pack beside what to multiply."""
+    """(rows, columns) of an output (N, M) that one thread computes: whole tiles, with little packing for the multiplication."""
     best, height, width = np.inf, ROWS, WIDTH
     for down in range(1, threads + 1):
         rows, columns = _part(N, down, ROWS), _part(M, threads // down, WIDTH)
@@ -412,9 +411,9 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: bool = Fal
 
 
 def pack(b: np.ndarray, panels: np.ndarray | None = None) -> np.ndarray:
-    """The panels (P, K, WIDTH) of a matrix b (K, M) that many products share, such as weights in decoding.  P is even.
+    """The panels (P, K, WIDTH), P even, of a float32 matrix b (K, M) that many products share, such as weights in decoding.
 
-    They are written to `panels`, if given: a contiguous array of that shape.
+    They are written to `panels` if given, a contiguous array of that shape.
     """
     if panels is None:
         panels = np.empty((panels_of(b.shape[1]), len(b), WIDTH), np.float32)

@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm of the rows of a contiguous x (N, C).
 
-A sum along a row adds in lanes (see lanes.py).  Each row is computed by one thread, so its bits depend neither on the number of
-threads nor on the other rows.  epsilon (float32) is added to the mean square before its root is taken.
+Sums along a row are taken lane by lane (see lanes.py).  Each row is computed by one thread, so its bits depend neither on the
+number of threads nor on the other rows.  epsilon (float32) is added to the mean square before its root is taken.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from .lanes import LANES, ONE, ZERO, fma, lane_sum, load_part, splat, store_part
 from .sums import column_sum
 from .threads import parallel_for
 
-AT_A_TIME, FLOATS = 8, 1024  # rows, at most, and how many floats: they should stay in the first-level cache
+AT_A_TIME, FLOATS = 8, 1024  # the most rows, and about the most floats, of a block: it should stay in the first-level cache
 
 
 # --- layer norm -------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _rows(x):
 
 @njit
 def _block(block, x):
-    """(start, stop) of its rows."""
+    """(start, stop) of a block's rows."""
     rows = _rows(x)
     return block * rows, min((block + 1) * rows, len(x))
 

@@ -1,21 +1,21 @@
-"""Matrix products of 8-bit integers, for models that only predict: a quarter of the memory traffic, and sums without an order.
+"""Matrix products of 8-bit integers, for inference only: a quarter of the memory traffic, and sums that need no fixed order.
 
 Rows of a and columns of b are cut along k into groups of GROUP.  Each group has a scale, its largest absolute value / 127, and
-holds its values / scale, rounded to integers of -127 .. 127 [the format Q8_0 of ggml].  With d[g] the sum of the products of
-group g's integers, which is the same in any order of summation,
+holds its values / scale, rounded to integers from -127 to 127 [as ggml's Q8_0, whose groups are of 32].  With d[g] the sum of
+the products of group g's integers, which is the same in any order of summation,
 
     out[i, j] = fma(d[G-1] * scale_b[G-1, j], scale_a[i, G-1], ... fma(d[0] * scale_b[0, j], scale_a[i, 0], 0))
 
 is one chain over the groups, ascending.  As in the product of floats (matmul.py), no other row or column occurs in it, so an
 element has the same bits whatever is computed beside it.
 
-What adds up d[g] differs from processor to processor, and with it how integers lie in memory.  STEP neighbours in k are taken
-at once, and fill 4 bytes of a:
+The instruction that adds up d[g] differs between processors, and with it the layout of the integers in memory.  It takes STEP
+neighbours in k at once, which fill 4 bytes of a:
 
     vpdpbusd    STEP = 4: adds products of unsigned by signed bytes to a 32-bit sum.  So a is stored as a + 128, and the sum
                 begins at -128 times the sum of b's integers.
-    pmaddwd     STEP = 2: adds pairs of products of 16 bits.  b is widened as it is loaded.  On other processors than x86,
-                LLVM finds instructions for the same.
+    pmaddwd     STEP = 2: adds pairs of products of 16-bit integers.  b is widened as it is loaded.  On processors other than
+                x86, LLVM picks instructions to the same effect.
 """
 
 from functools import cache
@@ -36,8 +36,8 @@ from .threads import get_num_threads, parallel_for
 
 GROUP = 64                          # values that share a scale
 LARGEST, LARGEST_WEIGHT = np.float32(127), np.float32(255)
-SMALLEST = np.float32(2.0 ** -100)    # of a group's largest value: below, where 127 / it could overflow, all are rounded to 0
-# The instruction of the processor that we compile for, and how many 32-bit sums it adds to.
+SMALLEST = np.float32(2.0 ** -100)    # up to this largest value, 127 / it could overflow, so the whole group is rounded to 0
+# The instruction of the processor that we compile for, and how many 32-bit sums it updates.
 _INSTRUCTION, _SUMS = next(((name, lanes) for here, name, lanes in (
     ("+avx512vnni" in features, "llvm.x86.avx512.vpdpbusd.512", 16),
     ("+avxvnni" in features, "llvm.x86.avx512.vpdpbusd.256", 8),
@@ -47,8 +47,8 @@ _INSTRUCTION, _SUMS = next(((name, lanes) for here, name, lanes in (
 _UNSIGNED = "vpdpbusd" in _INSTRUCTION
 STEP, ITEM = (4, 1) if _UNSIGNED else (2, 2)        # values of a in 4 bytes, and the bytes of one
 STEPS = GROUP // STEP
-OFFSET = 128 if _UNSIGNED else 0                    # of a as stored
-PREFETCH = 4096                                     # how many bytes ahead few rows call for b
+OFFSET = 128 if _UNSIGNED else 0                    # added to a as it is stored
+PREFETCH = 4096                                     # how many bytes ahead b is prefetched where there are few rows
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _INTS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -70,7 +70,7 @@ class Quantised(NamedTuple):
 # --- one step: the products of 4 bytes of a row by STEP values of 16 columns ------------------------------------------------
 
 def _dot(builder, total, a, b):
-    """total <16 x i32> + the sums of products of a <16 x i32>, the same 4 bytes in each lane, and b <16 * STEP x i8>."""
+    """total <16 x i32> + the dot products of a <16 x i32>, the same 4 bytes in each lane, and b <16 * STEP x i8>."""
     def part(vector, first, count):
         lanes = ir.Constant(ir.VectorType(_I32, count), [*range(first, first + count)])
         return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
@@ -140,7 +140,7 @@ def _make_tile(rows, width):
                         there = builder.add(builder.mul(count, intp(WIDTH * STEP)), intp(v * LANES % WIDTH * STEP))
                         address = at(b, b_panel, v * LANES // WIDTH, there, ir.VectorType(_I8, LANES * STEP))
                         b_lanes = load(address, 1)
-                        if rows <= LOW:                     # these few wait for b, which is too large for the caches
+                        if rows <= LOW:                     # so few rows wait for b, which is too large for the caches
                             fetch(builder, behind(builder, address, intp(PREFETCH)), 2)
                         for r in range(rows):
                             builder.store(_dot(builder, builder.load(totals[r, v]), a_lanes[r], b_lanes), totals[r, v])
@@ -169,14 +169,14 @@ _tile, _low_tile, _row_tile = _make_tile(ROWS, WIDTH), _make_tile(LOW, BROAD), _
 
 @njit
 def rounded(x, inverse):
-    """x * inverse, rounded to an integer of -127 .. 127 (ties to even); -127 for NaN."""
+    """x * inverse, rounded to an integer from -127 to 127 (ties to even); -127 for NaN."""
     x *= inverse
     return np.rint(min(x, LARGEST) if x > -LARGEST else -LARGEST)
 
 
 @njit(error_model="numpy")
 def inverse_of(largest, most):
-    """The factor that makes integers of up to `most` of values of up to `largest`."""
+    """The factor that scales values of up to `largest` to integers of up to `most`; 0 up to SMALLEST."""
     return most / largest if largest > SMALLEST else ZERO
 
 
@@ -205,7 +205,7 @@ def _quantise_columns(b, integers, scales, starts):
 def _make_store(offset):
     @intrinsic
     def store_integers(typing, items, index, x):
-        """Store 16 lanes of whole numbers, + offset, as 16 values of a, beginning with number `index` of `items`."""
+        """Store 16 lanes of whole numbers, plus `offset`, as values index .. index + 15 of a in `items`."""
         def generate(context, builder, sig, args):
             items, index, x = args
             integers = builder.add(builder.fptosi(x, _INTS), ir.Constant(_INTS, [offset] * LANES))
@@ -265,7 +265,7 @@ PANELS = types.Array(types.int8, 5, "A"), types.Array(types.float32, 3, "A"), ty
 
 @linked(types.void(ITEMS, SCALES, *PANELS, MATRIX))
 def product_quantised(items, a_scales, integers, scales, starts, out):
-    """out (N, M) = the rows (items, a_scales) @ the first M columns of panels (see Quantised), on one thread."""
+    """out (N, M) = rows (items, a_scales), see `new_rows`, @ the first M columns of panels, see Quantised, on one thread."""
     (N, M), (a_row, a_scales_row), (b_panel, panel) = out.shape, (items.strides[0], a_scales.strides[0]), (integers.strides[0],
                                                                                                        scales.strides[0])
     whole, groups = N // ROWS * ROWS, a_scales.shape[1]
@@ -321,7 +321,7 @@ def _matmul(x, integers, scales, starts, out, threads):
 
 
 def quantise(b: np.ndarray, into: Quantised | None = None) -> Quantised:
-    """The matrix b (K, M), float32, as integers; written to `into`, from `empty`, if given."""
+    """Quantise a float32 matrix b (K, M); the result is written to `into`, if given (see `empty`)."""
     into = empty(b.shape) if into is None else into
     _quantise_columns(b, *into)
     return into
@@ -335,7 +335,10 @@ def empty(shape: tuple[int, int], *count: int) -> Quantised:
 
 
 def matmul_quantised(x: np.ndarray, matrix: Quantised, out: np.ndarray) -> np.ndarray:
-    """out (N, M) = x (N, K) @ a quantised matrix (K, M), where x, contiguous float32, is quantised first.  Returns out."""
+    """out (N, M) = x (N, K) @ a quantised matrix (K, M), where x, contiguous float32, is quantised first.  Returns out.
+
+    ValueError where types, shapes or memory layouts do not match.
+    """
     if not x.dtype == out.dtype == np.float32 or not x.flags.c_contiguous or len(x) != len(out) \
             or (x.shape[1] + GROUP - 1) // GROUP != matrix.scales.shape[1] or len(matrix.scales) != panels_of(out.shape[1]) \
             or out.size > len(out) and out.strides[1] != FLOAT:

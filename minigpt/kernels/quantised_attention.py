@@ -1,14 +1,13 @@
-"""Attention over keys and values of 8 bits, in products of integers (see quantised.py), for models that only predict.
+"""Attention over 8-bit keys and values, in integer products (see quantised.py), for inference only.
 
-A key is quantised as a row of such a product is, in groups of GROUP channels; a value has one scale for all channels.  Then
+A key is quantised like a row of such a product, in groups of GROUP channels; a value has one scale for all channels.  Then
 
-    scores = q keys             queries are quantised alike: a product as any other
+    scores = q keys             queries are quantised like keys: a product like any other
     p_j = e^(scale * score_j - peak),    total = sum of p_j, in floats
-    out = (w values) / total    with w_j = p_j * scale of value j, quantised to integers of 0 .. 255 in groups of GROUP places
+    out = (w values) / total    with w_j = p_j * scale of value j, quantised to integers from 0 to 255 in groups of GROUP places
 
 and the last product is a chain over groups of places in the cache, each a sum of integers.  A place after the query's own has
-the weight 0, and a group that has only such places has the scale 0.  So a row has the same bits in any block, as with floats
-(attention.py).
+weight 0, and a group of only such places has scale 0.  So a row has the same bits in any block, as with floats (attention.py).
 """
 
 from typing import NamedTuple
@@ -37,7 +36,7 @@ class HeldIntegers(NamedTuple):
 
 
 def hold_integers(n_layer: int, S: int, heads: int, length: int, D: int) -> HeldIntegers:
-    """Room for `length` keys and values of D channels, in each layer, sequence and head."""
+    """Room for `length` keys and values of D channels in each layer, sequence and head."""
     G = (length + GROUP - 1) // GROUP
     keys, values = ((n_layer, S, heads, panels_of(M), (K + GROUP - 1) // GROUP) for K, M in ((D, length), (length, D)))
     return HeldIntegers(
@@ -47,7 +46,7 @@ def hold_integers(n_layer: int, S: int, heads: int, length: int, D: int) -> Held
 
 
 def put_integers(held, n, s, g, place, k, v):
-    """Write the key k and the value v (D,) to a place of head g of sequence s in layer n.  (It is `put` in attention.py.)"""
+    """Write the key k (D,) and the value v (D,) to a place of head g of sequence s in layer n.  (`put` in attention.py.)"""
     p, c, D, largest = place // WIDTH, place % WIDTH, len(k), ZERO
     for i in range(held.key_scales.shape[4]):
         peak, total = ZERO, 0
@@ -73,7 +72,7 @@ def _weigh_row(scores, row, count, groups, scale, value_scales, items, scales):
     their integers go to items[row], and the scales of their groups to scales[row].  Returns the total of the row's p_j."""
     at, low = row * scores.shape[1], splat(np.float32(-np.inf))
     peaks, others = low, low
-    for j in range(0, count - 2 * LANES + 1, 2 * LANES):                # two chains: a maximum waits for the one before
+    for j in range(0, count - 2 * LANES + 1, 2 * LANES):                # two chains: each maximum waits for the one before
         peaks = maximum(load(scores, at + j) * splat(scale), peaks)
         others = maximum(load(scores, at + j + LANES) * splat(scale), others)
     for j in range(count // (2 * LANES) * 2 * LANES, count, LANES):
@@ -120,8 +119,8 @@ def _attend(q, q_scales, keys, key_scales, key_starts, values, value_scales, cou
 
 
 def attend_quantised(q, held, n, s, g, count, more, scale, out):
-    """out (N, D) of queries q (N, D), of which the first attends to `count` places of head g of sequence s in layer n, and
-    each next to `more` more.  (It is `attend_rows` in attention.py.)"""
+    """out (N, D) of queries q (N, D): the first attends to the first `count` places of head g of sequence s in layer n, each
+    next query to `more` more.  (`attend_rows` in attention.py.)"""
     items, scales = new_rows(len(q), q.shape[1])
     for r in range(len(q)):
         quantise_row(q, r, items, scales)
@@ -131,7 +130,7 @@ def attend_quantised(q, held, n, s, g, count, more, scale, out):
 
 @njit
 def _move_head(pair, held, n, start, stop, to):
-    """Copy the places [start, stop) of a head to those from `to` on, which is below start."""
+    """Copy the places [start, stop) of a head to those from `to` on, where to < start."""
     s, g = pair // held.keys.shape[2], pair % held.keys.shape[2]
     for place in range(start, stop):
         p, c, P, C = place // WIDTH, place % WIDTH, (to + place - start) // WIDTH, (to + place - start) % WIDTH
@@ -146,6 +145,6 @@ def _move_head(pair, held, n, start, stop, to):
 
 @njit(cache=True)
 def move_integers(held, start, stop, to):
-    """Copy the keys and values at the places [start, stop) to those from `to` on, which is below start, in all layers."""
+    """Copy the keys and values at the places [start, stop) to those from `to` on, where to < start, in all layers."""
     for n in range(len(held.keys)):
         parallel_for(held.keys.shape[1] * held.keys.shape[2], _move_head, held, n, start, stop, to)

@@ -1,4 +1,4 @@
-"""Rotary position embedding: each pair of channels of a head is rotated by an angle of its row's position."""
+"""Rotary position embedding: each pair of channels of a head is rotated by an angle proportional to its row's position."""
 
 from numba import njit
 

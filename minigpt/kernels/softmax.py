@@ -1,4 +1,4 @@
-"""Softmax of rows, and cross-entropy.  Each row is computed by one thread, and its sums add in lanes (see lanes.py)."""
+"""Softmax of rows, and cross-entropy.  Each row is computed by one thread, and summed lane by lane (see lanes.py)."""
 
 import numpy as np
 from numba import njit
@@ -35,12 +35,12 @@ def _cross_entropy_row(i, logits, targets, probabilities, losses):
     peak, total = softmax_row(probabilities, i * V, V, V, ONE)
     for c in range(V):
         probabilities[i, c] /= total
-    losses[i] = lane_max(log(splat(total))) - (logits[i, targets[i]] - peak)        # first the peak, which may be large
+    losses[i] = lane_max(log(splat(total))) - (logits[i, targets[i]] - peak)        # the large numbers cancel first
 
 
 @njit(cache=True)
 def cross_entropy_forward(logits, targets, probabilities, losses):
-    """losses (N,) in nats: -log of the probability that softmax(logits (N, V)) gives targets (N,).
+    """losses (N,) in nats: -log of the probability that softmax(logits (N, V)) assigns to targets (N,).
 
     Also writes the probabilities (N, V), for the backward pass.
     """

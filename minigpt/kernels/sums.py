@@ -14,7 +14,7 @@ PARTIAL = 4096  # elements of a partial sum in `sum_of_squares`: part of its ord
 
 @njit
 def column_sum(block, x, total):
-    """Add to the 16 elements of total (C,) from block * 16 on the sums of these columns of x (N, C)."""
+    """total[c] += the sum of column c of x (N, C), for the 16 columns from block * 16 on."""
     (N, C), c = x.shape, block * LANES
     lanes = load_part(total, c, C - c, ZERO)
     for i in range(N):

@@ -1,14 +1,14 @@
-"""A loop whose iterations are shared out among threads, compiled once for all kernels.
+"""A loop whose iterations are divided among threads, compiled once for all kernels.
 
     parallel_for(count, body, *arguments)       in a kernel: body(i, *arguments) for each i in range(count), in any order
 
-No iteration may write what another one reads or writes, so it does not matter who computes it, or when.  The range is cut into
-stretches, a few for each thread, and whoever is free claims the next one: the calling thread as well as its workers.  The
-caller waits for stretches that have been claimed, never for a worker that has not woken up yet; and where it has to wait for
-long it sleeps, so that a worker which the system has interrupted can go on in its place.
+No iteration may write what another one reads or writes, so it does not matter which thread runs it, or when.  The range is cut
+into stretches, a few for each thread, and whichever thread is free claims the next one, the calling thread included.  The
+caller waits for stretches that have been claimed, never for a worker that has not woken up yet; and where it has to wait long,
+it sleeps, so that a worker that the system has preempted can run in its place.
 
 The workers are Python threads that stay in compiled code, without the GIL, for good.  Callers hold the GIL, so there is one
-loop at a time; a loop inside an iteration of another is left to the thread that meets it.
+loop at a time; a nested loop runs entirely on the thread that reaches it.
 """
 
 import ctypes
@@ -29,20 +29,20 @@ from .linking import linked
 LITTLE_WORK = 2 ** 18       # multiply-adds of one matrix product
 STRETCHES = 4               # for each thread
 SPINS = 3000                # how often a thread looks for work before it sleeps: some 100 us, longer than between two kernels
-YIELD = 100                 # after so many looks another thread may go first, in case the two share a core
+YIELD = 100                 # after this many looks it yields, in case another thread needs the core
 MOST_THREADS = config.NUMBA_NUM_THREADS
 NO_MEMORY = "a kernel could not allocate its scratch buffers"
 
-# What the threads share: words of 64 bits, in cache lines of 8 by who writes them and when.  The upper half of the ticket
-# counts the loops, the lower half the stretches of this one that have been claimed; CLOSED, there is none.  A thread claims a
-# stretch by replacing the ticket that it has read, and that fails if what it has read since belongs to another loop.
+# What the threads share: 64-bit words, grouped into cache lines of 8 by who writes them and when.  The upper half of the ticket
+# counts the loops, the lower half the claimed stretches of the current one; if that is CLOSED, there is no loop.  A thread
+# claims a stretch by compare-and-swap of the ticket that it has read, which fails if what it read next is of another loop.
 TICKET, DONE = 0, 8
 STRETCH_COUNT, COUNT, BODY, ARGUMENTS = 16, 17, 18, 19
 THREADS, BUSY, FAILED, CALLER_SLEEPS, CALLER_LOCK = 24, 25, 26, 27, 28
 SLEEPS, LOCK, WORKER = 32, 33, 8                        # of worker 0; those of the next one follow after WORKER
 CLOSED = (1 << 32) - 1
 _words = np.zeros(SLEEPS + WORKER * (MOST_THREADS + 1), np.int64)
-_words = _words[-_words.ctypes.data % 64 // 8:]         # from the beginning of a cache line on
+_words = _words[-_words.ctypes.data % 64 // 8:]         # aligned to a cache line
 
 # --- what Numba lacks: atomic operations, locks that need no GIL, and calls of an address -----------------------------
 
@@ -103,7 +103,7 @@ def _pause(typing):
 
 @intrinsic
 def _yield(typing):
-    """Let another thread that waits for this core go first."""
+    """Let another thread that waits for this core run first."""
     def generate(context, builder, sig, args):
         if hasattr(os, "sched_yield"):
             builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"), [])
@@ -159,7 +159,7 @@ def _work():
 
 @njit
 def _spin(spins):
-    """Wait a moment; returns spins + 1.  Now and then let another thread go first, which may be the one that is waited for."""
+    """Wait a moment; returns spins + 1.  Now and then yield the core: the thread that is waited for may need it."""
     if spins % YIELD == YIELD - 1:
         _yield()
     _pause()
@@ -171,8 +171,8 @@ def _is_wanted(worker):
     return _load(TICKET) & CLOSED != CLOSED and worker + 1 < _load(THREADS)
 
 
-# Whoever wants to sleep says so, and then looks once more whether there is a reason not to.  If there is, but it has been seen
-# asleep already, then its lock has been opened, or will be: it passes through, which closes the lock behind it.
+# A thread that wants to sleep sets its flag, and then checks once more whether there is a reason not to.  If there is, but a
+# waker has already cleared the flag, then the lock is open, or soon will be: the thread passes through, which closes it again.
 @njit(types.void(types.int64), nogil=True, cache=True)
 def _serve(worker):
     """What a worker does, for good."""
@@ -281,7 +281,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Let so many threads compute from now on, the calling one included.  ValueError unless 1 <= count <= MOST_THREADS."""
+    """Compute on `count` threads from now on, the calling one included.  ValueError unless 1 <= count <= MOST_THREADS."""
     if not 1 <= count <= MOST_THREADS:
         raise ValueError(f"the number of threads must be from 1 to {MOST_THREADS}, but is {count}")
     while len(_workers) < count - 1:
@@ -309,7 +309,7 @@ def _new_lock():
 
 @contextmanager
 def threads_for(work: int) -> Iterator[int]:
-    """Use all threads for kernels of so many multiply-adds, or one thread where waking the others would cost more.
+    """Use all threads for kernels of `work` multiply-adds, or one thread where waking the others would cost more.
 
     Yields their number.  FloatingPointError where one of them deviates from IEEE 754 (see `check_arithmetic`).
     """
@@ -324,7 +324,7 @@ def threads_for(work: int) -> Iterator[int]:
 
 
 def check_arithmetic(threads: int) -> None:
-    """FloatingPointError where one of that many threads, this one included, is not in the default environment of IEEE 754."""
+    """FloatingPointError unless all of that many threads, this one included, have the default floating-point environment."""
     if not _standard(_PROBES) or any(worker + 1 < threads for worker in _deviant):
         raise FloatingPointError("something in this process has switched the processor to flush small numbers to zero, or to "
                                  "another rounding: results would not be the same as elsewhere (a library that was built with "
