@@ -36,7 +36,8 @@ class NotRun(Exception):
 def child(python, arguments, environment, timeout):
     """Runs Python with these switches and no others.  Returns (the JSON object that it printed, its exit code)."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(SWITCHES)}
-    environment = {**inherited, **environment, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])])
+    environment = {**inherited, **environment, "PYTHONPATH": path}
     try:
         run = subprocess.run([python, *arguments], cwd=ROOT, env=environment, timeout=timeout,
                              capture_output=True, text=True)

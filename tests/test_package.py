@@ -2,6 +2,8 @@
 
 import configparser
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,10 @@ def test_the_version_is_a_semantic_one_and_stands_in_one_place():
 def test_what_coder_offers_is_found_when_it_is_used():
     for name in coder.__all__:
         assert getattr(coder, name).__module__ in ("coder.library", "coder.messages", "coder.container")
+
+
+@pytest.mark.parametrize("program", ["minigpt.trainer", "minigpt.__main__", "coder.__main__"])
+def test_the_integer_kernels_are_imported_and_so_compiled_only_where_they_are_used(program):
+    code = f"import sys, {program}; print([name for name in sys.modules if name.startswith('minigpt.kernels.quantised')])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout == "[]\n"

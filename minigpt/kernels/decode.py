@@ -285,7 +285,7 @@ def _norm_and_rotate(x, pair, Hkv, D, norm, rotary, position, n, epsilon):
 @njit
 def _rotate_row(rows, row, cosine, sine, position):
     if len(cosine):
-        rotate_row(rows, row, cosine, sine, position, np.int64(1), rows)
+        rotate_row(rows, row, cosine, sine, position, np.int64(1), rows)       # no literal, as in `_step_of_rows`
 
 
 @njit

@@ -108,8 +108,9 @@ def _make_tile(rows, width):
             with cgutils.for_range(builder, depth) as loop:
                 b_lanes = [unaligned(builder.load(address(b_of[v * LANES // WIDTH], b_step, loop.index,
                                                           v * LANES % WIDTH * FLOAT, vector))) for v in range(vectors)]
+                # The same row of the next panel.  Beyond the last one, too: a prefetch cannot fault.
                 for line in range(0, width * FLOAT if (rows, width) == (ROWS, WIDTH) else 0, CACHE_LINE):
-                    fetch(builder, address(behind(builder, b, b_panel), b_step, loop.index, line, ir.IntType(8)), 2)  # the next
+                    fetch(builder, address(behind(builder, b, b_panel), b_step, loop.index, line, ir.IntType(8)), 2)
                 a_column = behind(builder, a, builder.mul(a_step, loop.index))
                 a_lanes = [broadcast(builder, builder.load(address(a_column, a_row, r, 0, ir.FloatType())))
                            for r in range(rows)]
